@@ -1,0 +1,65 @@
+# A fresh Debian or Ubuntu needs: python3 python3-venv python3-dev gcc make
+#
+#   make demo    set up, then see an IOMMU at work and at fault
+#   make test    set up, then everything that must hold: lint, types, tests, sanitizers
+#   make bench   set up, then what a translation and an invalidation cost, beside their floors
+#
+# Everything lands in .venv/ and build/; `make clean` removes both.
+
+PYTHON ?= python3
+VENV    = .venv
+BIN     = $(VENV)/bin
+SOURCES = $(shell find csrc iommu_emu devices acpi -type f \
+            \( -name '*.[ch]' -o -name '*.def' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \)) \
+          setup.py pyproject.toml README.md
+PYTEST_ARGS ?=
+
+.PHONY: demo test bench lint types tests sanitized clean
+
+demo: $(VENV)/.installed
+	$(BIN)/iommu-emu demo
+
+test: lint types tests sanitized
+
+bench: $(VENV)/.tools
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds $(PYTEST_ARGS)
+	$(BIN)/iommu-emu bench
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Against the installed package and from outside the checkout: mypy does not see through the
+# package_dir of an editable install.
+types: $(VENV)/.tools
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p iommu_emu
+
+tests: $(VENV)/.tools
+	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+
+# The whole suite once more over a core built with AddressSanitizer and UBSan. Leaks are left to
+# the core's own tests: CPython keeps memory at exit.
+sanitized: $(VENV)/.tools build/sanitized/.built
+	PYTHONPATH=build/sanitized LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 IOMMU_EMU_SANITIZED=1 \
+	  $(BIN)/pytest -n 2 -p no:cacheprovider $(PYTEST_ARGS)
+
+build/sanitized/.built: $(VENV)/.tools $(SOURCES)
+	rm -rf build/sanitized build/sanitized-temp
+	IOMMU_EMU_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-lib build/sanitized --build-temp build/sanitized-temp
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check .
+	touch $@
+
+# setuptools and cffi are here as well for the sanitizer build, which runs setup.py itself.
+$(VENV)/.tools: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check '.[test]' 'setuptools>=65' wheel
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,615 @@
+/*
+ * One request through a VT-d unit in legacy mode: order of checks of the fact sheet's 8.3.
+ * A hit is one probe of the IOTLB; everything else is the long way.
+ */
+#include "vtd.h"
+
+/* What the long way knows about one request beside request and result. */
+struct passage {
+    struct iemu_trail *trail; /* NULL unless watched */
+    bool use_caches;          /* false: only the tables count, and nothing is filled */
+    bool suppress;            /* FPD seen on the path */
+    bool walked;              /* page tables decided, not pass-through */
+};
+
+struct context {
+    uint64_t low;
+    uint64_t high;
+};
+
+#define CONTEXT_P 1ull
+#define CONTEXT_FPD 2ull
+#define CONTEXT_TT(low) ((low) >> 2 & 3)
+#define CONTEXT_AW(high) ((high)&7)
+#define CONTEXT_DID(high) ((uint32_t)((high) >> 8 & 0xffff))
+#define ENTRY_POINTER 0xfffffffffffff000ull /* with the bits above HAW checked to be 0 */
+
+/* Flags of an IOTLB line: what of its context entry outlives it here. */
+enum line_flag {
+    LINE_FPD = 1,
+    LINE_PASS_THROUGH = 2,
+};
+
+enum translation_type {
+    TT_SECOND_STAGE = 0,
+    TT_SECOND_STAGE_ATS = 1,
+    TT_PASS_THROUGH = 2,
+    TT_RESERVED = 3,
+};
+
+/* ---- faults ------------------------------------------------------------------------------- */
+
+static void fault(struct iemu_result *result, const struct iemu_request *request,
+                  uint32_t diagnostic)
+{
+    const struct vtd_fault_row *row = &vtd_fault_rows[diagnostic];
+
+    result->diagnostic = diagnostic;
+    result->fault = row->code;
+    result->outcome = IEMU_UNSUPPORTED;
+    result->permissions = 0;
+    if (request->at == IEMU_TRANSLATION_REQUEST) {
+        if (row->translation_request == VTD_ANSWER_CA)
+            result->outcome = IEMU_ABORTED;
+        else if (row->translation_request >= VTD_ANSWER_ZERO)
+            result->outcome = IEMU_MEMORY; /* a completion without permissions */
+    }
+}
+
+/* Whether a fault reaches the fault records at all (column TR of 8.2). */
+static bool is_recorded(const struct iemu_request *request, uint32_t diagnostic)
+{
+    return request->at != IEMU_TRANSLATION_REQUEST ||
+           vtd_fault_rows[diagnostic].translation_request < VTD_ANSWER_ZERO;
+}
+
+/* ---- context entry -------------------------------------------------------------------------- */
+
+static uint32_t check_context(const struct iemu_vtd *v, const struct context *c)
+{
+    unsigned type = CONTEXT_TT(c->low), width = CONTEXT_AW(c->high);
+    uint64_t low_reserved = 0xff0;
+    uint64_t high_reserved = ~0xffffffull | 0x80 | ((uint64_t)~v->domain_mask & 0xffff) << 8;
+
+    /* SSPTPTR is ignored for pass-through (4.3). */
+    if (type != TT_PASS_THROUGH)
+        low_reserved |= v->address_reserved;
+    if (c->low & low_reserved || c->high & high_reserved)
+        return VTD_DIAG_LCT_3;
+    if (type == TT_RESERVED || (type == TT_SECOND_STAGE_ATS && !VTD_GET(ECAP, DT, v->ecap)) ||
+        (type == TT_PASS_THROUGH && !VTD_GET(ECAP, PT, v->ecap)))
+        return VTD_DIAG_LCT_4_2;
+    /* AW: 001, 010, 011 for 3, 4, 5 levels; SAGAW has one bit each, bit 1 for 3 levels. */
+    if (width < 1 || width > 3 || !(VTD_GET(CAP, SAGAW, v->cap) >> width & 1) ||
+        (type == TT_PASS_THROUGH && width + 2 != v->largest_levels))
+        return VTD_DIAG_LCT_4_1;
+    return VTD_DIAG_NONE;
+}
+
+/* CM=1 may cache what is not present or faulty: domain 0 in legacy mode (9.5). */
+static void cache_bad_context(struct iemu_vtd *v, const struct iemu_request *request,
+                              const struct passage *p, uint64_t low, uint64_t high,
+                              uint32_t diagnostic)
+{
+    struct iemu_line *line;
+
+    if (!p->use_caches || !VTD_GET(CAP, CM, v->cap))
+        return;
+    line = iemu_cache_fill(&v->unit.cache[IEMU_CACHE_CONTEXT], 0, request->requester,
+                           request->requester, 0);
+    line->value[0] = low;
+    line->value[1] = high;
+    line->value[2] = diagnostic;
+    line->flags = IEMU_LEAF_NEGATIVE;
+    iemu_trail_fill(&v->unit, IEMU_CACHE_CONTEXT, line, p->trail);
+}
+
+static uint32_t read_context(struct iemu_vtd *v, const struct iemu_request *request,
+                             struct passage *p, struct context *c)
+{
+    struct iemu_memory *memory = &v->unit.machine->memory;
+    uint64_t root_address = (v->root & ENTRY_POINTER) + 16 * (request->requester >> 8);
+    uint64_t root[2], entry[2], entry_address;
+    struct iemu_line *line;
+    uint32_t diagnostic;
+
+    /* Root entries are not cached (9.1), apart from what is folded into context entries. */
+    v->memory_reads++;
+    if (!iemu_fetch_entry(memory, root_address, root, 2, v->unit.granule_words))
+        return VTD_DIAG_LRT_1;
+    iemu_trail_add(p->trail, IEMU_LEVEL_ROOT, root_address, root, 2);
+    if (!(root[0] & 1))
+        return VTD_DIAG_LRT_2;
+    if (root[0] & (0xffe | v->address_reserved) || root[1])
+        return VTD_DIAG_LRT_3;
+
+    entry_address = (root[0] & ENTRY_POINTER) + 16 * (request->requester & 0xff);
+    v->memory_reads++;
+    if (!iemu_fetch_entry(memory, entry_address, entry, 2, v->unit.granule_words))
+        return VTD_DIAG_LCT_1;
+    iemu_trail_add(p->trail, IEMU_LEVEL_CONTEXT, entry_address, entry, 2);
+    c->low = entry[0];
+    c->high = entry[1];
+    /* FPD counts even where the entry is not present (4.3). */
+    p->suppress = c->low & CONTEXT_FPD;
+    diagnostic = c->low & CONTEXT_P ? check_context(v, c) : VTD_DIAG_LCT_2;
+    if (diagnostic) {
+        cache_bad_context(v, request, p, c->low, c->high, diagnostic);
+        return diagnostic;
+    }
+    if (p->use_caches) {
+        line = iemu_cache_fill(&v->unit.cache[IEMU_CACHE_CONTEXT], 0, request->requester,
+                               request->requester, CONTEXT_DID(c->high));
+        line->value[0] = c->low;
+        line->value[1] = c->high;
+        line->flags = 0;
+        iemu_trail_fill(&v->unit, IEMU_CACHE_CONTEXT, line, p->trail);
+    }
+    return VTD_DIAG_NONE;
+}
+
+static uint32_t find_context(struct iemu_vtd *v, const struct iemu_request *request,
+                             struct passage *p, struct context *c)
+{
+    struct iemu_cache *cache = &v->unit.cache[IEMU_CACHE_CONTEXT];
+    struct iemu_line *line;
+
+    if (!p->use_caches)
+        return read_context(v, request, p, c);
+    line = iemu_cache_probe(cache, 0, request->requester, request->requester);
+    if (!line) {
+        cache->misses++;
+        return read_context(v, request, p, c);
+    }
+    line->used = ++cache->tick;
+    iemu_trail_hit(&v->unit, IEMU_CACHE_CONTEXT, line, p->trail, 0);
+    c->low = line->value[0];
+    c->high = line->value[1];
+    p->suppress = c->low & CONTEXT_FPD;
+    return line->flags & IEMU_LEAF_NEGATIVE ? (uint32_t)line->value[2] : VTD_DIAG_NONE;
+}
+
+/* ---- permissions and the answer --------------------------------------------------------------- */
+
+/* LGN.2 before LGN.3 for an AtomicOp that lacks both (unconfirmed in 8.3). */
+static uint32_t missing_permission(const struct iemu_vtd *v, const struct iemu_request *request,
+                                   unsigned permissions, bool present)
+{
+    if (request->access & IEMU_WRITE & ~permissions)
+        return present ? VTD_DIAG_LGN_2_PERMISSION : VTD_DIAG_LGN_2_NOT_PRESENT;
+    if (request->access & IEMU_READ & ~permissions) {
+        /* Zero-length read: a write-only page is enough if CAP.ZLR (5.5). */
+        if (request->flags & IEMU_ZERO_LENGTH && request->at == IEMU_UNTRANSLATED &&
+            VTD_GET(CAP, ZLR, v->cap) && permissions & IEMU_WRITE)
+            return VTD_DIAG_NONE;
+        return present ? VTD_DIAG_LGN_3_PERMISSION : VTD_DIAG_LGN_3_NOT_PRESENT;
+    }
+    return VTD_DIAG_NONE;
+}
+
+/* The answer that an IOTLB line, or a walk's leaf in the same form, gives. */
+static uint32_t answer(const struct iemu_vtd *v, const struct iemu_request *request, uint64_t leaf,
+                       unsigned shift, struct iemu_result *result)
+{
+    uint32_t diagnostic;
+
+    result->permissions = leaf & IEMU_LEAF_PERMISSIONS;
+    result->page_shift = (uint8_t)shift;
+    result->attributes = leaf & IEMU_LEAF_SNOOP ? IEMU_SNOOP : 0;
+    diagnostic = missing_permission(v, request, result->permissions, true);
+    if (diagnostic)
+        return diagnostic;
+    result->address = (leaf & ~iemu_low_mask(shift)) | (request->address & iemu_low_mask(shift));
+    /* Checked last (8.3 step 10); no line covers the range, so hits never come here with it. */
+    if (iemu_in_interrupt_range(result->address))
+        return VTD_DIAG_LGN_4;
+    return VTD_DIAG_NONE;
+}
+
+/*
+ * Caches a translation. A large page that shares bytes with the interrupt range is cached as the
+ * 4 KiB fragment in use (9.6 allows fragments), so that a hit need not check its output.
+ */
+static void fill_iotlb(struct iemu_vtd *v, const struct iemu_request *request,
+                       const struct passage *p, uint64_t who, uint32_t domain, uint64_t leaf,
+                       unsigned shift, uint32_t diagnostic, uint32_t flags)
+{
+    struct iemu_line *line;
+    uint64_t first = leaf & ~iemu_low_mask(shift), last = first | iemu_low_mask(shift);
+
+    if (!p->use_caches)
+        return;
+    if (shift > 12 && first < IEMU_INTERRUPT_BASE + IEMU_INTERRUPT_SIZE &&
+        last >= IEMU_INTERRUPT_BASE) {
+        leaf |= request->address & iemu_low_mask(shift) & ~0xfffull;
+        shift = 12;
+    }
+    line = iemu_cache_fill(&v->unit.cache[IEMU_CACHE_IOTLB],
+                           iemu_page_key(request->address, shift), who,
+                           iemu_page_index(request->address, shift), domain);
+    line->value[0] = leaf;
+    line->value[1] = diagnostic;
+    line->flags = flags | (p->suppress ? LINE_FPD : 0);
+    iemu_trail_fill(&v->unit, IEMU_CACHE_IOTLB, line, p->trail);
+}
+
+/* Not-present and reserved-bit faults that CM=1 may cache (9.5). */
+static void fill_negative(struct iemu_vtd *v, const struct iemu_request *request,
+                          const struct passage *p, uint64_t who, uint32_t domain,
+                          uint32_t diagnostic)
+{
+    if (VTD_GET(CAP, CM, v->cap))
+        fill_iotlb(v, request, p, who, domain, IEMU_LEAF_NEGATIVE, 12, diagnostic, 0);
+}
+
+static uint32_t use_line(const struct iemu_vtd *v, const struct iemu_request *request,
+                         const struct iemu_line *line, unsigned shift, struct passage *p,
+                         struct iemu_result *result)
+{
+    p->suppress = line->flags & LINE_FPD;
+    p->walked = !(line->flags & LINE_PASS_THROUGH);
+    result->domain = line->domain;
+    if (iemu_unlikely(line->value[0] & IEMU_LEAF_NEGATIVE)) {
+        uint32_t diagnostic = (uint32_t)line->value[1];
+
+        /* Not present: which code depends on this access, not on the one that filled it. */
+        if (diagnostic == VTD_DIAG_LGN_2_NOT_PRESENT || diagnostic == VTD_DIAG_LGN_3_NOT_PRESENT)
+            diagnostic = missing_permission(v, request, 0, false);
+        return diagnostic;
+    }
+    return answer(v, request, line->value[0], shift, result);
+}
+
+/* ---- the long way ----------------------------------------------------------------------------- */
+
+static bool overlaps(const uint64_t region[2], uint64_t first, uint64_t last)
+{
+    return region[0] <= region[1] && first <= region[1] && last >= region[0];
+}
+
+static bool is_protected(const struct iemu_vtd *v, uint64_t address, uint32_t length)
+{
+    uint64_t last = address + (length ? length - 1 : 0);
+
+    return v->protect && (overlaps(v->protected_low, address, last) ||
+                          overlaps(v->protected_high, address, last));
+}
+
+/* Untranslated, without PASID, in the interrupt range: never page-walked (5.4). */
+static uint32_t interrupt_range(const struct iemu_request *request, struct iemu_result *result)
+{
+    result->address = request->address;
+    if (request->access == IEMU_WRITE && request->length == 4 && request->address % 4 == 0) {
+        result->outcome = IEMU_INTERRUPT;
+        return VTD_DIAG_NONE;
+    }
+    if (request->flags & IEMU_ZERO_LENGTH && request->access == IEMU_READ) {
+        result->outcome = IEMU_DISCARDED;
+        return VTD_DIAG_NONE;
+    }
+    return VTD_DIAG_IR_29;
+}
+
+static void pass(const struct iemu_request *request, struct iemu_result *result)
+{
+    result->address = request->address;
+    result->page_shift = 12;
+    result->permissions = IEMU_READ | IEMU_WRITE;
+    result->attributes = IEMU_UNTRANSLATED_PASS;
+}
+
+static uint32_t check_mode(const struct iemu_vtd *v, const struct iemu_request *request)
+{
+    switch (VTD_GET(RTADDR, TTM, v->root)) {
+    case 0:
+        return request->flags & IEMU_HAS_PASID ? VTD_DIAG_RTA_2 : VTD_DIAG_NONE;
+    case 1:
+        return VTD_DIAG_RTA_1_3;
+    case 2:
+        return VTD_DIAG_RTA_1_2;
+    default:
+        return VTD_DIAG_RTA_1_1;
+    }
+}
+
+static uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request *request,
+                            struct passage *p, const struct context *c, uint64_t who,
+                            struct iemu_result *result)
+{
+    unsigned levels = CONTEXT_AW(c->high) + 2;
+    unsigned width = 12 + 9 * levels;
+    uint32_t domain = CONTEXT_DID(c->high), diagnostic;
+    uint64_t leaf;
+    struct iemu_walk walk = {
+        .unit = &v->unit,
+        .trail = p->trail,
+        .address = request->address,
+        .table = c->low & ENTRY_POINTER,
+        .domain = domain,
+        .level = (uint8_t)levels,
+        .use_caches = p->use_caches,
+    };
+
+    if (width > v->guest_width)
+        width = v->guest_width;
+    if (request->address & ~iemu_low_mask(width))
+        return VTD_DIAG_LGN_1_1;
+    if (!vtd_walk_second_stage(&walk)) {
+        v->memory_reads += walk.reads;
+        if (walk.fetch_failed)
+            return walk.at_root ? VTD_DIAG_LCT_4_3 : VTD_DIAG_LSS_1;
+        diagnostic = walk.leaf.diagnostic ? walk.leaf.diagnostic
+                                          : missing_permission(v, request, 0, false);
+        fill_negative(v, request, p, who, domain, diagnostic);
+        return diagnostic;
+    }
+    v->memory_reads += walk.reads;
+    leaf = walk.leaf.address | walk.permissions |
+           (walk.leaf.attributes & IEMU_SNOOP ? IEMU_LEAF_SNOOP : 0);
+    diagnostic = answer(v, request, leaf, walk.leaf.shift, result);
+    /* A page without this permission is still a translation; one to FEEx_xxxxh is a fault. */
+    if (diagnostic != VTD_DIAG_LGN_4)
+        fill_iotlb(v, request, p, who, domain, leaf, walk.leaf.shift, 0, 0);
+    return diagnostic;
+}
+
+/* Pass-through is cached by 4 KiB page under its domain, as any other translation. */
+static uint32_t pass_through(struct iemu_vtd *v, const struct iemu_request *request,
+                             struct passage *p, const struct context *c, uint64_t who,
+                             struct iemu_result *result)
+{
+    uint64_t leaf;
+
+    if (request->address & v->address_reserved)
+        return VTD_DIAG_LGN_1_3;
+    leaf = (request->address & ~0xfffull) | IEMU_READ | IEMU_WRITE;
+    fill_iotlb(v, request, p, who, CONTEXT_DID(c->high), leaf, 12, 0, LINE_PASS_THROUGH);
+    return answer(v, request, leaf, 12, result);
+}
+
+static uint32_t translated_request(const struct iemu_vtd *v, const struct iemu_request *request,
+                                   struct iemu_result *result)
+{
+    if (request->address & v->address_reserved)
+        return VTD_DIAG_LGN_1_2;
+    if (iemu_in_interrupt_range(request->address))
+        return VTD_DIAG_LGN_4;
+    pass(request, result);
+    return VTD_DIAG_NONE;
+}
+
+/* Translation enabled, outside the interrupt range: tables and caches. */
+static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, struct passage *p,
+                      struct iemu_result *result)
+{
+    bool by_domain = v->unit.iotlb_lookup == IEMU_BY_DOMAIN;
+    struct iemu_cache *iotlb = &v->unit.cache[IEMU_CACHE_IOTLB];
+    struct iemu_line *line;
+    struct context c;
+    uint32_t diagnostic;
+    uint64_t who = request->requester;
+    unsigned shift, type;
+    bool probe = p->use_caches && request->at != IEMU_TRANSLATED;
+
+    if (probe && !by_domain && request->at == IEMU_UNTRANSLATED) {
+        line = iemu_cache_find(iotlb, request->address, who, &shift);
+        if (line) {
+            iemu_trail_hit(&v->unit, IEMU_CACHE_IOTLB, line, p->trail, 0);
+            return use_line(v, request, line, shift, p, result);
+        }
+    }
+    diagnostic = find_context(v, request, p, &c);
+    if (diagnostic)
+        return diagnostic;
+    type = CONTEXT_TT(c.low);
+    result->domain = CONTEXT_DID(c.high);
+    /* Whether the request class is allowed at all needs the context entry (5.2). */
+    if (request->at != IEMU_UNTRANSLATED && type != TT_SECOND_STAGE_ATS)
+        return VTD_DIAG_LCT_5;
+    p->walked = type != TT_PASS_THROUGH && request->at != IEMU_TRANSLATED;
+    if (request->at == IEMU_TRANSLATED)
+        return translated_request(v, request, result);
+    if (by_domain)
+        who = result->domain;
+    if (probe && (by_domain || request->at != IEMU_UNTRANSLATED)) {
+        line = iemu_cache_find(iotlb, request->address, who, &shift);
+        if (line) {
+            iemu_trail_hit(&v->unit, IEMU_CACHE_IOTLB, line, p->trail,
+                           p->trail ? p->trail->count : 0);
+            return use_line(v, request, line, shift, p, result);
+        }
+    }
+    if (type == TT_PASS_THROUGH)
+        return pass_through(v, request, p, &c, who, result);
+    return walk_tables(v, request, p, &c, who, result);
+}
+
+/* Decides one request; fills caches as `p` says, records nothing. */
+static void resolve(struct iemu_vtd *v, const struct iemu_request *request, struct passage *p,
+                    struct iemu_result *result)
+{
+    uint32_t diagnostic = VTD_DIAG_NONE;
+
+    *result = (struct iemu_result){0};
+    if (request->at == IEMU_AT_RESERVED ||
+        (request->at == IEMU_TRANSLATION_REQUEST && request->access & IEMU_WRITE)) {
+        diagnostic = VTD_DIAG_BAD_AT; /* 6.1 */
+    } else if (!vtd_status(v, VTD_MASK(GSTS, TES))) {
+        /* Requests pass, but nothing that speaks ATS does (5.1); the range still interrupts. */
+        if (request->at != IEMU_UNTRANSLATED)
+            diagnostic = VTD_DIAG_BAD_AT;
+        else if (iemu_in_interrupt_range(request->address))
+            diagnostic = interrupt_range(request, result);
+        else
+            pass(request, result);
+    } else if (request->at == IEMU_UNTRANSLATED && !(request->flags & IEMU_HAS_PASID) &&
+               iemu_in_interrupt_range(request->address)) {
+        diagnostic = interrupt_range(request, result);
+    } else {
+        diagnostic = check_mode(v, request);
+        if (!diagnostic)
+            diagnostic = remap(v, request, p, result);
+    }
+    /* Protected regions: older units exempt what went through page tables (2.11). */
+    if (!diagnostic && result->outcome == IEMU_MEMORY && (!p->walked || v->major >= 2) &&
+        is_protected(v, result->address, request->length))
+        diagnostic = VTD_DIAG_PROTECTED;
+    if (diagnostic)
+        fault(result, request, diagnostic);
+}
+
+/* ---- entry points ----------------------------------------------------------------------------- */
+
+static void record(struct iemu_vtd *v, const struct iemu_request *request, bool suppress,
+                   struct iemu_result *result)
+{
+    /* With translation and remapping off nothing is reported (choice: 5.1 is silent). */
+    if (result->diagnostic && vtd_status(v, VTD_MASK(GSTS, TES) | VTD_MASK(GSTS, IRES)) &&
+        is_recorded(request, result->diagnostic))
+        result->recorded = vtd_record_fault(v, request, result->diagnostic,
+                                            request->address & v->recorded_address, suppress);
+}
+
+static __attribute__((noinline)) void long_way(struct iemu_vtd *v,
+                                               const struct iemu_request *request,
+                                               struct iemu_result *result)
+{
+    struct passage p = {.use_caches = true};
+
+    resolve(v, request, &p, result);
+    if (iemu_unlikely(result->diagnostic))
+        record(v, request, p.suppress, result);
+}
+
+void vtd_translate(struct iemu_unit *unit, const struct iemu_request *request,
+                   struct iemu_result *result)
+{
+    struct iemu_vtd *v = vtd_of(unit);
+    const uint32_t unusual = IEMU_HAS_PASID | IEMU_ZERO_LENGTH;
+
+    if (iemu_likely(v->quick && !(request->at | (request->flags & unusual)) &&
+                    !iemu_in_interrupt_range(request->address))) {
+        struct iemu_cache *iotlb = &unit->cache[IEMU_CACHE_IOTLB];
+
+        for (uint64_t sizes = iotlb->sizes; sizes; sizes &= sizes - 1) {
+            unsigned shift = (unsigned)__builtin_ctzll(sizes);
+            struct iemu_line *line =
+                iemu_cache_probe(iotlb, iemu_page_key(request->address, shift),
+                                 request->requester, iemu_page_index(request->address, shift));
+            uint64_t leaf;
+
+            if (!line)
+                continue;
+            leaf = line->value[0];
+            /* Missing permission or a cached fault: decided once, in the long way. */
+            if (iemu_unlikely(request->access & ~leaf || leaf & IEMU_LEAF_NEGATIVE))
+                break;
+            line->used = ++iotlb->tick;
+            result->address = (leaf & ~iemu_low_mask(shift)) |
+                              (request->address & iemu_low_mask(shift));
+            result->diagnostic = 0;
+            result->outcome = IEMU_MEMORY;
+            result->page_shift = (uint8_t)shift;
+            result->permissions = leaf & IEMU_LEAF_PERMISSIONS;
+            result->attributes = leaf & IEMU_LEAF_SNOOP ? IEMU_SNOOP : 0;
+            result->domain = line->domain;
+            result->fault = 0;
+            result->recorded = 0;
+            return;
+        }
+    }
+    long_way(v, request, result);
+}
+
+/* The invalidations that software owed for the change that the watch found (9.4). */
+static uint32_t owed(struct iemu_unit *unit, const struct iemu_stale_use *use)
+{
+    uint32_t context = use->level == IEMU_LEVEL_CONTEXT ? IEMU_OWED_CONTEXT_DEVICE
+                                                        : IEMU_OWED_CONTEXT_GLOBAL;
+    const struct iemu_line *line;
+
+    if (use->level && use->level < IEMU_LEVEL_CONTEXT)
+        return IEMU_OWED_IOTLB_PAGE;
+    if (use->level == IEMU_LEVEL_UNKNOWN)
+        return IEMU_OWED_IOTLB_DOMAIN;
+    /* The context cache may be clean already while the IOTLB is not. */
+    line = iemu_cache_probe(&unit->cache[IEMU_CACHE_CONTEXT], 0, use->request.requester,
+                            use->request.requester);
+    if (use->cache == IEMU_CACHE_IOTLB && !line)
+        context = 0;
+    return context | (use->level == IEMU_LEVEL_CONTEXT ? IEMU_OWED_IOTLB_DOMAIN
+                                                       : IEMU_OWED_IOTLB_GLOBAL);
+}
+
+static void translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
+                              struct iemu_result *result)
+{
+    struct iemu_vtd *v = vtd_of(unit);
+    struct iemu_trail used = {0}, now = {0};
+    struct passage p = {.trail = &used, .use_caches = true}, q = {.trail = &now};
+    struct iemu_result fresh;
+    uint64_t reads;
+
+    resolve(v, request, &p, result);
+    /* The second look is the detector's, not the device's: it leaves no trace. */
+    reads = v->memory_reads;
+    resolve(v, request, &q, &fresh);
+    v->memory_reads = reads;
+    iemu_watch_compare(unit, request, result, &used, &fresh, &now, owed);
+    record(v, request, p.suppress, result);
+}
+
+static void translate_traced(struct iemu_unit *unit, const struct iemu_request *request,
+                             struct iemu_result *result)
+{
+    (unit->watch ? translate_watched : vtd_translate)(unit, request, result);
+    iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_TRANSLATE,
+                                                            .address = request->address,
+                                                            .a = result->address,
+                                                            .b = request->access,
+                                                            .requester = request->requester,
+                                                            .code = result->fault,
+                                                            .unit = (uint16_t)unit->number});
+}
+
+void vtd_choose_translate(struct iemu_unit *unit)
+{
+    struct iemu_vtd *v = vtd_of(unit);
+
+    unit->translate = iemu_tracing(unit->machine) ? translate_traced
+                      : unit->watch               ? translate_watched
+                                                  : vtd_translate;
+    v->quick = vtd_status(v, VTD_MASK(GSTS, TES)) && !VTD_GET(RTADDR, TTM, v->root) &&
+               !v->protect && unit->iotlb_lookup == IEMU_BY_REQUESTER;
+}
+
+void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag *tag,
+                  const struct iemu_line *line, struct iemu_cache_entry *entry)
+{
+    bool by_requester = cache == IEMU_CACHE_CONTEXT ||
+                        (cache == IEMU_CACHE_IOTLB && unit->iotlb_lookup == IEMU_BY_REQUESTER);
+
+    entry->requester = by_requester ? (uint16_t)tag->who : 0;
+    entry->page_shift = (uint8_t)iemu_key_shift(tag->page);
+    entry->address = tag->page & ~63ull;
+    switch (cache) {
+    case IEMU_CACHE_IOTLB:
+        entry->output = line->value[0] & ~0xfffull;
+        entry->permissions = line->value[0] & IEMU_LEAF_PERMISSIONS;
+        entry->negative = !!(line->value[0] & IEMU_LEAF_NEGATIVE);
+        entry->attributes = line->value[0] & IEMU_LEAF_SNOOP ? IEMU_SNOOP : 0;
+        break;
+    case IEMU_CACHE_PAGING:
+        entry->output = line->value[0] & ~0xfffull;
+        entry->permissions = line->value[0] & IEMU_LEAF_PERMISSIONS;
+        break;
+    case IEMU_CACHE_INTERRUPT:
+        entry->address = tag->who; /* interrupt index */
+        entry->output = line->value[0];
+        break;
+    default:
+        entry->output = line->value[0];
+        entry->negative = !!(line->flags & IEMU_LEAF_NEGATIVE);
+        break;
+    }
+}

@@ -1,0 +1,176 @@
+/* What the files of this folder share. */
+#ifndef IEMU_VTD_H
+#define IEMU_VTD_H
+
+#include "../unit.h"
+#include "../vendor.h"
+#include "../walk.h"
+
+/* Offsets and bit positions, from registers.def. */
+enum vtd_register {
+#define REGISTER(name, base, offset, width, count, stride, description) VTD_##name,
+#define FIELD(reg, name, high, low, access, reset, needs)
+#include "registers.def"
+#undef REGISTER
+#undef FIELD
+    VTD_REGISTERS
+};
+
+enum vtd_offset {
+#define REGISTER(name, base, offset, width, count, stride, description) VTD_##name##_AT = (offset),
+#define FIELD(reg, name, high, low, access, reset, needs)
+#include "registers.def"
+#undef REGISTER
+#undef FIELD
+};
+
+enum vtd_field {
+#define REGISTER(name, base, offset, width, count, stride, description)
+#define FIELD(reg, name, high, low, access, reset, needs)                                      \
+    VTD_##reg##_##name##_LOW = (low), VTD_##reg##_##name##_BITS = (high) - (low) + 1,
+#include "registers.def"
+#undef REGISTER
+#undef FIELD
+};
+
+/* Value of a field in a register's value; mask of a field in its own 64 bits. */
+#define VTD_MASK(reg, field)                                                                   \
+    (((2ull << (VTD_##reg##_##field##_BITS - 1)) - 1) << (VTD_##reg##_##field##_LOW % 64))
+#define VTD_GET(reg, field, value)                                                             \
+    (((value)&VTD_MASK(reg, field)) >> (VTD_##reg##_##field##_LOW % 64))
+#define VTD_PUT(reg, field, value)                                                             \
+    (((uint64_t)(value) << (VTD_##reg##_##field##_LOW % 64)) & VTD_MASK(reg, field))
+
+enum vtd_diagnostic {
+#define FAULT(slug, code, name, qualified, tr, td, condition, section) VTD_DIAG_##slug,
+#include "faults.def"
+#undef FAULT
+    VTD_DIAGNOSTICS
+};
+
+/* What a translation request gets (8.2 of the fact sheet). */
+enum vtd_answer {
+    VTD_ANSWER_UR,
+    VTD_ANSWER_CA,
+    VTD_ANSWER_ZERO,      /* success with R=W=0, not recorded */
+    VTD_ANSWER_EFFECTIVE, /* success with the effective permissions, not recorded */
+};
+
+struct vtd_fault_row {
+    uint8_t code;
+    bool qualified;
+    uint8_t translation_request; /* enum vtd_answer */
+    uint8_t translated;
+};
+extern const struct vtd_fault_row vtd_fault_rows[VTD_DIAGNOSTICS];
+
+/* Invalidation queue error information (7.6). */
+enum vtd_iqei {
+    VTD_IQEI_TAIL = 1,
+    VTD_IQEI_FETCH = 2,
+    VTD_IQEI_TYPE = 3,
+    VTD_IQEI_RESERVED = 4,
+    VTD_IQEI_WIDTH = 5,
+    VTD_IQEI_TAIL_ALIGNMENT = 6,
+    VTD_IQEI_MODE = 7,
+};
+
+enum vtd_job_kind {
+    VTD_JOB_NONE,
+    VTD_JOB_CONTEXT, /* CCMD */
+    VTD_JOB_IOTLB,   /* IOTLB register */
+};
+
+struct iemu_vtd {
+    struct iemu_unit unit;
+    uint64_t cap;
+    uint64_t ecap;
+
+    /* Latched from registers. */
+    uint64_t root;      /* RTADDR at the last SRTP */
+    uint64_t interrupt_table; /* IRTA at the last SIRTP */
+    uint64_t protected_low[2];  /* first and last byte; first > last: none */
+    uint64_t protected_high[2];
+    bool protect;
+
+    /* False: every request takes the long way (TES=0, unusual mode, protection, tracing). */
+    bool quick;
+
+    /* Derived from the capabilities. */
+    uint64_t address_reserved; /* bits 63:HAW of an entry */
+    uint64_t leaf_reserved[4]; /* by level: bits that a leaf of that level must have clear */
+    uint64_t recorded_address; /* fault information bits that exist (2.10) */
+    uint32_t domain_mask;
+    uint8_t guest_width;   /* MGAW + 1 */
+    uint8_t largest_levels; /* of SAGAW */
+    uint8_t major;
+    uint8_t minor;
+    uint8_t protected_shift;
+    bool compress_faults;
+
+    uint32_t fault_index; /* next record to write (8.1) */
+
+    /* One register command at a time (2.1), and the queue beside it. */
+    struct iemu_event job_event;
+    enum vtd_job_kind job;
+    bool job_started;
+    struct iemu_event queue_event;
+    uint32_t queue_state; /* enum iemu_invalidation_state */
+    uint64_t descriptor[2];
+    bool queue_closing; /* QIE was cleared with work left */
+
+    uint64_t memory_reads;
+    uint64_t faults_recorded;
+    uint64_t faults_lost;
+    uint64_t descriptors;
+};
+
+static inline struct iemu_vtd *vtd_of(struct iemu_unit *unit)
+{
+    return (struct iemu_vtd *)unit;
+}
+
+static inline bool vtd_status(const struct iemu_vtd *v, uint64_t mask)
+{
+    return iemu_reg32(&v->unit.regs, VTD_GSTS_AT) & mask;
+}
+
+/* translate.c */
+void vtd_translate(struct iemu_unit *unit, const struct iemu_request *request,
+                   struct iemu_result *result);
+void vtd_choose_translate(struct iemu_unit *unit);
+void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag *tag,
+                  const struct iemu_line *line, struct iemu_cache_entry *entry);
+
+/* walk.c */
+bool vtd_walk_second_stage(struct iemu_walk *walk);
+
+/* invalidation.c */
+void vtd_context_command(struct iemu_vtd *v);
+void vtd_iotlb_command(struct iemu_vtd *v);
+void vtd_drop_everything(struct iemu_vtd *v);
+/* Goes on with the queue as far as timing allows. */
+void vtd_queue_run(struct iemu_vtd *v);
+bool vtd_step(struct iemu_unit *unit);
+uint32_t vtd_invalidation_state(struct iemu_unit *unit);
+void vtd_invalidation_init(struct iemu_vtd *v);
+void vtd_invalidation_reset(struct iemu_vtd *v);
+
+/* fault.c */
+/* Records a fault as 8.1 says, unless `suppress` (FPD). Returns whether a record was written. */
+bool vtd_record_fault(struct iemu_vtd *v, const struct iemu_request *request, uint32_t diagnostic,
+                      uint64_t information, bool suppress);
+/* A record's F bit or FSTS was written. */
+void vtd_faults_acknowledged(struct iemu_vtd *v);
+/* Sets IQE, ICE or ITE (an FSTS bit) and raises the fault event if it was idle. */
+void vtd_queue_error(struct iemu_vtd *v, uint32_t status_bit);
+/* The pending rules of 2.9 for one event's registers. */
+void vtd_event_raise(struct iemu_vtd *v, uint32_t control);
+void vtd_event_control_written(struct iemu_vtd *v, uint32_t control);
+void vtd_event_withdraw(struct iemu_vtd *v, uint32_t control);
+
+/* interrupt.c */
+void vtd_remap_interrupt(struct iemu_unit *unit, const struct iemu_request *request,
+                         uint64_t *address, uint32_t *data, struct iemu_result *result);
+
+#endif

@@ -1,0 +1,143 @@
+#include "unit.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static size_t lines_of(const struct iemu_cache *cache)
+{
+    return ((size_t)cache->set_mask + 1) * cache->ways;
+}
+
+int iemu_watch_start(struct iemu_unit *unit)
+{
+    struct iemu_watch *watch = calloc(1, sizeof(*watch));
+
+    if (!watch)
+        return IEMU_E_NO_MEMORY;
+    for (uint32_t i = 0; i < IEMU_CACHES; i++) {
+        if (!unit->cache[i].line)
+            continue;
+        watch->trail[i] = calloc(lines_of(&unit->cache[i]), sizeof(*watch->trail[i]));
+        if (!watch->trail[i]) {
+            unit->watch = watch;
+            iemu_watch_stop(unit);
+            return IEMU_E_NO_MEMORY;
+        }
+    }
+    unit->watch = watch;
+    return IEMU_OK;
+}
+
+void iemu_watch_stop(struct iemu_unit *unit)
+{
+    if (!unit->watch)
+        return;
+    for (uint32_t i = 0; i < IEMU_CACHES; i++)
+        free(unit->watch->trail[i]);
+    free(unit->watch);
+    unit->watch = NULL;
+}
+
+void iemu_trail_add(struct iemu_trail *trail, uint8_t level, uint64_t entry,
+                    const uint64_t *value, unsigned words)
+{
+    struct iemu_trail_step *step;
+
+    if (!trail || trail->count == IEMU_TRAIL_STEPS)
+        return;
+    step = &trail->step[trail->count++];
+    *step = (struct iemu_trail_step){.entry = entry, .level = level};
+    memcpy(step->value, value, words * sizeof(*value));
+}
+
+void iemu_trail_fill(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
+                     const struct iemu_trail *trail)
+{
+    if (!trail)
+        return;
+    unit->watch->trail[cache][line - unit->cache[cache].line] = *trail;
+}
+
+void iemu_trail_hit(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
+                    struct iemu_trail *trail, unsigned keep)
+{
+    const struct iemu_trail *stored;
+
+    if (!trail)
+        return;
+    stored = &unit->watch->trail[cache][line - unit->cache[cache].line];
+    trail->cached = true;
+    trail->cache = (uint8_t)cache;
+    trail->count = (uint8_t)keep;
+    /* A line filled before the watch was on left no trail. */
+    if (!stored->count || stored->unknown)
+        trail->unknown = true;
+    for (unsigned i = keep; i < stored->count; i++)
+        trail->step[trail->count++] = stored->step[i];
+}
+
+static bool same_answer(const struct iemu_result *a, const struct iemu_result *b)
+{
+    return a->outcome == b->outcome && a->diagnostic == b->diagnostic &&
+           (a->outcome != IEMU_MEMORY ||
+            (a->address == b->address && a->attributes == b->attributes));
+}
+
+/* The outermost step in which the two trails part. */
+static void find_change(struct iemu_stale_use *use, const struct iemu_trail *used,
+                        const struct iemu_trail *now)
+{
+    for (unsigned i = 0; i < used->count && i < now->count; i++) {
+        const struct iemu_trail_step *before = &used->step[i], *after = &now->step[i];
+
+        if (before->entry != after->entry) {
+            /* Another entry was reached: what points here was changed. */
+            use->level = i ? now->step[i - 1].level : IEMU_LEVEL_REGISTER;
+            if (i) {
+                use->entry = now->step[i - 1].entry;
+                use->before = used->step[i - 1].value[0];
+                use->after = now->step[i - 1].value[0];
+            }
+            return;
+        }
+        for (unsigned word = 0; word < 4; word++) {
+            if (before->value[word] != after->value[word]) {
+                use->level = after->level;
+                use->entry = after->entry + 8 * word;
+                use->before = before->value[word];
+                use->after = after->value[word];
+                return;
+            }
+        }
+    }
+    if (!now->count)
+        use->level = IEMU_LEVEL_REGISTER; /* no table is reached at all any more */
+}
+
+void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *request,
+                        const struct iemu_result *cached, const struct iemu_trail *used,
+                        const struct iemu_result *fresh, const struct iemu_trail *now,
+                        uint32_t (*owed)(struct iemu_unit *unit,
+                                         const struct iemu_stale_use *use))
+{
+    struct iemu_watch *watch = unit->watch;
+    struct iemu_stale_use use = {
+        .request = *request,
+        .cached = *cached,
+        .fresh = *fresh,
+        .time = unit->machine->clock.now,
+        .cache = used->cache,
+        .level = IEMU_LEVEL_UNKNOWN,
+    };
+
+    if (!used->cached || same_answer(cached, fresh))
+        return;
+    if (watch->count == IEMU_STALE_USES) {
+        watch->lost++;
+        return;
+    }
+    if (!used->unknown)
+        find_change(&use, used, now);
+    use.owed = owed(unit, &use);
+    watch->use[(watch->first + watch->count++) % IEMU_STALE_USES] = use;
+}

@@ -1,0 +1,208 @@
+"""QEMU's educational device, register-compatible: factorials, interrupts, and a DMA engine.
+
+Written from its documented behaviour (QEMU's docs/specs/edu). Registers in BAR 0:
+
+    00  identification    04  liveness: reads the complement of what was written
+    08  factorial         20  status: bit 0 computing, bit 7 interrupt when done
+    24  interrupt status  60  raise interrupt     64  acknowledge interrupt
+    80  DMA source        88  DMA destination     90  DMA count
+    98  DMA command: bit 0 start, bit 1 from device to RAM, bit 2 interrupt when done
+
+Below 80h only accesses of 4 bytes are taken, from there on 4 or 8. The buffer of 4 KiB is at
+40000h for the DMA engine; the CPU does not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import factorial
+
+from iommu_emu.clock import MILLISECOND
+from iommu_emu.core import Completion
+from iommu_emu.devices.base import Bar, Device
+from iommu_emu.pci.capabilities import PortType
+
+IDENTIFICATION = 0x0100_00ED
+BUFFER = 0x40000
+BUFFER_SIZE = 4096
+COMPUTING = 0x01
+INTERRUPT_WHEN_COMPUTED = 0x80
+START = 0x01
+TO_RAM = 0x02
+INTERRUPT_WHEN_DONE = 0x04
+FACTORIAL_INTERRUPT = 0x001
+DMA_INTERRUPT = 0x100
+_FIRST_ZERO = 34  # from 34! on the low 32 bits are 0
+
+__all__ = ["Edu"]
+
+
+class Edu(Device):
+    """QEMU's `edu`.
+
+    What QEMU's model leaves undefined: a transfer that leaves the buffer is not done at all, and
+    like one that faults it ends with bit 0 of the command clear; `last_dma` tells the difference.
+
+    Args:
+        name: for people.
+        dma_mask: address bits that the DMA engine drives; 28 bits as in QEMU.
+        dma_latency: ns from the command to the transfer; 100 ms as in QEMU.
+        factorial_latency: ns that a factorial takes; QEMU uses a thread of its own.
+
+    Attributes:
+        buffer: 4 KiB of the device's memory.
+        last_dma: completion of the last transfer.
+
+    Raises:
+        ValueError: if an argument is negative or does not fit in 64 bits.
+    """
+
+    vendor_id = 0x1234
+    device_id = 0x11E8
+    class_code = 0xFF0000
+    revision = 0x10
+    subsystem = (0x1AF4, 0x1100)
+    port_type: PortType | None = None  # a conventional PCI function, as in QEMU
+    bar_layout = (Bar(0, 1 << 20),)
+    msi_vectors = 1
+    interrupt_pin = 1
+
+    def __init__(
+        self,
+        name: str = "edu",
+        *,
+        dma_mask: int = (1 << 28) - 1,
+        dma_latency: int = 100 * MILLISECOND,
+        factorial_latency: int = 0,
+    ) -> None:
+        super().__init__(name)
+        for argument, value in (
+            ("dma_mask", dma_mask),
+            ("dma_latency", dma_latency),
+            ("factorial_latency", factorial_latency),
+        ):
+            if not 0 <= value < 1 << 64:
+                raise ValueError(f"{argument} must be in 0..2**64-1, not {value}")
+        self.dma_mask = dma_mask
+        self.dma_latency = dma_latency
+        self.factorial_latency = factorial_latency
+        self.on_reset()
+
+    def on_reset(self) -> None:
+        """Clear registers and buffer, and forget what was under way."""
+        self.buffer = bytearray(BUFFER_SIZE)
+        self.last_dma: Completion | None = None
+        self._liveness = 0
+        self._factorial = 0
+        self._status = 0
+        self._interrupt_status = 0
+        self._dma = {0x80: 0, 0x88: 0, 0x90: 0, 0x98: 0}
+        # A timer or completion of the time before the reset finds another number here.
+        self._epoch = getattr(self, "_epoch", 0) + 1
+
+    def bar_read(self, bar: int, offset: int, size: int) -> int:
+        """Read a register; all ones for an offset or size that is not one's."""
+        if not _acceptable(offset, size):
+            return (1 << 8 * size) - 1
+        registers = {
+            0x00: IDENTIFICATION,
+            0x04: self._liveness,
+            0x08: self._factorial,
+            0x20: self._status,
+            0x24: self._interrupt_status,
+            **self._dma,
+        }
+        return registers.get(offset, (1 << 8 * size) - 1)
+
+    def bar_write(self, bar: int, offset: int, size: int, value: int) -> None:
+        """Write a register; dropped for an offset or size that is not one's."""
+        if not _acceptable(offset, size):
+            return
+        if offset == 0x04:
+            self._liveness = ~value & 0xFFFFFFFF
+        elif offset == 0x08:
+            self._compute(value)
+        elif offset == 0x20:
+            kept = self._status & ~INTERRUPT_WHEN_COMPUTED
+            self._status = kept | value & INTERRUPT_WHEN_COMPUTED
+        elif offset == 0x60:
+            self._raise(value & 0xFFFFFFFF)
+        elif offset == 0x64:
+            self._interrupt_status &= ~value
+            self.set_intx(self.intx and bool(self._interrupt_status))
+        elif offset in self._dma and not self._dma[0x98] & START:
+            # While a transfer is under way, its registers are locked.
+            if offset == 0x98:
+                self._start(value)
+            else:
+                self._dma[offset] = value
+
+    def _compute(self, value: int) -> None:
+        if self._status & COMPUTING:
+            return
+        self._factorial = value
+        self._status |= COMPUTING
+        self._later(self.factorial_latency, self._computed)
+
+    def _computed(self) -> None:
+        value = self._factorial
+        self._factorial = factorial(value) & 0xFFFFFFFF if value < _FIRST_ZERO else 0
+        self._status &= ~COMPUTING
+        if self._status & INTERRUPT_WHEN_COMPUTED:
+            self._raise(FACTORIAL_INTERRUPT)
+
+    def _raise(self, value: int) -> None:
+        self._interrupt_status |= value
+        if self._interrupt_status and not self.interrupt(0):
+            self.set_intx(True)
+
+    def _start(self, command: int) -> None:
+        if not command & START:
+            return
+        self._dma[0x98] = command
+        self._later(self.dma_latency, self._transfer)
+
+    def _transfer(self) -> None:
+        to_ram = bool(self._dma[0x98] & TO_RAM)
+        source, destination, count = self._dma[0x80], self._dma[0x88], self._dma[0x90]
+        offset = (source if to_ram else destination) - BUFFER
+        if not (0 <= offset and 0 < count <= BUFFER_SIZE - offset):
+            self._finish()
+            return
+        done = partial(self._transferred, offset, self._epoch)
+        if to_ram:
+            data = bytes(self.buffer[offset : offset + count])
+            self.dma.write(destination & self.dma_mask, data, done)
+        else:
+            self.dma.read(source & self.dma_mask, count, done)
+
+    def _transferred(self, offset: int, epoch: int, completion: Completion) -> None:
+        if epoch != self._epoch:
+            return
+        self.last_dma = completion
+        self.buffer[offset : offset + len(completion.data)] = completion.data
+        self._finish()
+
+    def _finish(self) -> None:
+        command = self._dma[0x98]
+        self._dma[0x98] = command & ~START
+        if command & INTERRUPT_WHEN_DONE:
+            self._raise(DMA_INTERRUPT)
+
+    def _later(self, delay: int, action: Callable[[], None]) -> None:
+        """Do something in `delay` ns, at once if that is 0, unless a reset comes before."""
+        epoch = self._epoch
+
+        def act() -> None:
+            if epoch == self._epoch:
+                action()
+
+        if delay:
+            self.call_later(delay, act)
+        else:
+            act()
+
+
+def _acceptable(offset: int, size: int) -> bool:
+    return size == 4 or (size == 8 and offset >= 0x80)

@@ -1,0 +1,293 @@
+"""A PCI function: configuration space, BARs, interrupts, and the port its requests leave by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iommu_emu.core import Port, StateError, Status
+from iommu_emu.pci.address import format_requester
+from iommu_emu.pci.capabilities import PortType, add_pcie
+from iommu_emu.pci.config_space import ConfigSpace
+from iommu_emu.pci.msi import Msi, Msix
+
+if TYPE_CHECKING:
+    from iommu_emu.machine import Machine
+    from iommu_emu.pci.topology import Bus
+
+COMMAND = 0x04
+STATUS = 0x06
+MEMORY_ENABLE = 1 << 1
+BUS_MASTER = 1 << 2
+INTX_DISABLE = 1 << 10
+_COMMAND_WRITABLE = 0x0547
+_STATUS_CLEARABLE = 0xF900
+_INTERRUPT_STATUS = 1 << 3
+_MIN_BAR = 4096
+
+__all__ = ["Bar", "Function"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A memory BAR.
+
+    Attributes:
+        index: 0..5; a 64-bit one takes the next index as well.
+        size: bytes, a power of two from 4096 on.
+        wide: whether the address has 64 bits.
+        prefetchable: whether reads have no side effects.
+
+    Raises:
+        ValueError: if index or size is outside its range.
+    """
+
+    index: int
+    size: int
+    wide: bool = False
+    prefetchable: bool = False
+
+    def __post_init__(self) -> None:
+        last = 4 if self.wide else 5
+        if not 0 <= self.index <= last:
+            raise ValueError(f"BAR index must be in 0..{last}, not {self.index}")
+        limit = 1 << (63 if self.wide else 31)
+        if not _MIN_BAR <= self.size <= limit or self.size & (self.size - 1):
+            raise ValueError(
+                f"BAR size must be a power of two in {_MIN_BAR:#x}..{limit:#x}, not {self.size:#x}"
+            )
+
+
+class Function:
+    """One PCI function. Device models derive from `devices.Device`, which adds the comfort.
+
+    Attributes:
+        name: for people.
+        config: configuration space.
+        kind: PCI Express type; None: conventional PCI.
+        bars: the memory BARs by index.
+        dma: where its requests enter the fabric, once attached.
+        machine: the machine, once attached.
+        msi: MSI, if it has it.
+        msix: MSI-X, if it has it.
+        intx: level of its INTx pin.
+        obeys_bus_master: whether clearing the bus-master bit keeps it from sending.
+    """
+
+    dma: Port
+    machine: Machine
+    obeys_bus_master = True
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        vendor_id: int,
+        device_id: int,
+        class_code: int,
+        revision: int = 0,
+        subsystem: tuple[int, int] = (0, 0),
+        kind: PortType | None = PortType.ENDPOINT,
+        bars: Sequence[Bar] = (),
+        msi_vectors: int = 0,
+        msix_vectors: int = 0,
+        msix_bar: int | None = None,
+        msix_table: int = 0,
+        slot: int | None = None,
+        header_type: int = 0,
+    ) -> None:
+        self.name = name
+        self.config = config = ConfigSpace()
+        self.kind = kind
+        self.bus: Bus | None = None
+        self.devfn = 0
+        self.msi: Msi | None = None
+        self.msix: Msix | None = None
+        self.intx = False
+        self._windows: dict[int, int] = {}  # BAR index: base of the window that is mapped
+        config.set(0x00, 4, device_id << 16 | vendor_id)
+        config.set(0x08, 4, class_code << 8 | revision)
+        config.set(0x0E, 1, header_type)
+        config.allow(COMMAND, 2, _COMMAND_WRITABLE)
+        config.allow(STATUS, 2, 0, clearable=_STATUS_CLEARABLE)
+        config.allow(0x0C, 1, 0xFF)
+        config.allow(0x3C, 1, 0xFF)
+        if not header_type:
+            config.set(0x2C, 4, subsystem[1] << 16 | subsystem[0])
+        self.bars: dict[int, Bar] = {}
+        for bar in bars:
+            self._add_bar(bar)
+        config.observe(COMMAND, 2, self.apply_config)
+        config.observe(0x10, 24, self._map_bars)
+        self.pcie = None if kind is None else add_pcie(config, kind, slot)
+        if msi_vectors:
+            self.msi = Msi(config, msi_vectors, self.send_message)
+        if msix_vectors:
+            self._add_msix(msix_vectors, msix_bar, msix_table)
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("dma", "machine"):
+            raise StateError(f"{self.name} has no {name} yet: attach it to a machine first")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        where = format_requester(self.address, self.segment) if self.attached else "not attached"
+        return f"<{type(self).__name__} {self.name!r} {where}>"
+
+    # Where it is.
+
+    @property
+    def attached(self) -> bool:
+        """Whether it is on a bus."""
+        return self.bus is not None
+
+    @property
+    def segment(self) -> int:
+        """PCI segment; 0 if it is not attached."""
+        return 0 if self.bus is None else self.bus.segment
+
+    @property
+    def address(self) -> int:
+        """Bus, device and function as a requester ID; bridges above may alias it (pci 5)."""
+        return self.devfn if self.bus is None else self.bus.number << 8 | self.devfn
+
+    # BARs.
+
+    def _add_bar(self, bar: Bar) -> None:
+        taken = {index for b in self.bars.values() for index in (b.index, b.index + b.wide)}
+        if taken & {bar.index, bar.index + bar.wide}:
+            raise ValueError(f"BAR {bar.index} of {self.name} overlaps another BAR")
+        self.bars[bar.index] = bar
+        at = 0x10 + 4 * bar.index
+        self.config.set(at, 4, bar.wide << 2 | bar.prefetchable << 3)
+        mask = ~(bar.size - 1) & ((1 << (64 if bar.wide else 32)) - 1)
+        # The low bits are read-only 0: writing all ones and reading back tells the size.
+        self.config.allow(at, 8 if bar.wide else 4, mask & ~0xF)
+
+    def bar_address(self, index: int) -> int:
+        """Return where software has put a BAR, whether or not it is decoded."""
+        return self.config.get(0x10 + 4 * index, 8 if self.bars[index].wide else 4) & ~0xF
+
+    def place_bar(self, index: int, address: int) -> None:
+        """Put a BAR at a physical address, as firmware does.
+
+        Raises:
+            ValueError: if the address is no multiple of the BAR's size, or too large for it.
+        """
+        bar = self.bars[index]
+        limit = (1 << (64 if bar.wide else 32)) - bar.size
+        if address % bar.size or not 0 <= address <= limit:
+            raise ValueError(
+                f"address of BAR {index} must be a multiple of {bar.size:#x} in 0..{limit:#x}, "
+                f"not {address:#x}"
+            )
+        self.config.write(0x10 + 4 * index, 4, address & 0xFFFFFFFF)
+        if bar.wide:
+            self.config.write(0x14 + 4 * index, 4, address >> 32)
+
+    def decoded_bars(self) -> dict[int, int]:
+        """Return the address of every BAR that is decoded, by index."""
+        if not self.attached or not self.config.get(COMMAND, 2) & MEMORY_ENABLE:
+            return {}
+        return {index: address for index in self.bars if (address := self.bar_address(index))}
+
+    def _map_bars(self) -> None:
+        if self.attached:
+            self.machine.map_bars(self)
+
+    def access_read(self, bar: int, offset: int, size: int) -> int:
+        """Read a BAR: the MSI-X table is answered here, the rest by the model."""
+        if self.msix is not None and self.msix.covers(bar, offset):
+            return self.msix.read(offset, size)
+        return self.bar_read(bar, offset, size) & ((1 << 8 * size) - 1)
+
+    def access_write(self, bar: int, offset: int, size: int, value: int) -> None:
+        """Write a BAR: the MSI-X table is kept here, the rest goes to the model."""
+        if self.msix is not None and self.msix.covers(bar, offset):
+            self.msix.write(offset, size, value)
+        else:
+            self.bar_write(bar, offset, size, value)
+
+    def bar_read(self, bar: int, offset: int, size: int) -> int:
+        """Return `size` bytes (1, 2, 4 or 8) of a BAR, little endian; models override it."""
+        return (1 << 8 * size) - 1
+
+    def bar_write(self, bar: int, offset: int, size: int, value: int) -> None:
+        """Take `size` bytes (1, 2, 4 or 8) written to a BAR; models override it."""
+
+    # Interrupts.
+
+    def _add_msix(self, vectors: int, bar: int | None, table: int) -> None:
+        if bar not in self.bars:
+            raise ValueError(f"msix_bar must be one of the BARs {sorted(self.bars)}, not {bar}")
+        self.msix = Msix(self.config, vectors, self.send_message, bar, table)
+        if self.msix.end > self.bars[bar].size:
+            raise ValueError(
+                f"MSI-X of {vectors} vectors ends at {self.msix.end:#x}, "
+                f"BAR {bar} has {self.bars[bar].size:#x} bytes"
+            )
+
+    def send_message(self, address: int, data: int) -> None:
+        """Write a message interrupt: one DWORD, untranslated, without PASID (pci 7)."""
+        self.dma.write(address, data.to_bytes(4, "little"))
+
+    def interrupt(self, vector: int = 0) -> bool:
+        """Send a vector by MSI-X or MSI, whichever software enabled; False if neither."""
+        if self.msix is not None and self.msix.enabled:
+            return self.msix.notify(vector)
+        if self.msi is not None:
+            return self.msi.notify(vector)
+        return False
+
+    def set_intx(self, level: bool) -> None:
+        """Set the INTx pin; software sees it in the status register."""
+        self.intx = level and not self.config.get(COMMAND, 2) & INTX_DISABLE
+        status = self.config.get(STATUS, 2) & ~_INTERRUPT_STATUS
+        self.config.set(STATUS, 2, status | (_INTERRUPT_STATUS if level else 0))
+
+    # Being switched on and off.
+
+    def apply_config(self) -> None:
+        """Follow the command register: BAR decoding and bus mastering."""
+        if not self.attached:
+            return
+        self._map_bars()
+        self.machine.fabric.apply_bus_master(self)
+
+    def apply_bus_master(self, upstream: bool) -> None:
+        """Block or unblock the port; `upstream`: whether the bridges above forward requests.
+
+        A function that must not send sends nothing; a bridge that must not forward answers
+        with an Unsupported Request.
+        """
+        if self.dma.blocked is Status.REMOVED:
+            return
+        if self.obeys_bus_master and not self.config.get(COMMAND, 2) & BUS_MASTER:
+            self.dma.blocked = Status.BUSY
+        else:
+            self.dma.blocked = None if upstream else Status.UNSUPPORTED_REQUEST
+
+    def reset(self) -> None:
+        """Reset the function: command, BARs, interrupts, then the model's `on_reset`."""
+        self.config.set(COMMAND, 2, 0)
+        for bar in self.bars.values():
+            at = 0x10 + 4 * bar.index
+            self.config.set(at, 4, self.config.get(at, 4) & 0xF)
+            if bar.wide:
+                self.config.set(at + 4, 4, 0)
+        for messages in (self.msi, self.msix):
+            if messages is not None:
+                messages.reset()
+        self.set_intx(False)
+        self.apply_config()
+        self.on_reset()
+
+    def on_attach(self) -> None:
+        """Called when the function has been attached; models override it."""
+
+    def on_reset(self) -> None:
+        """Called when the function is reset; models override it."""
+
+    def on_removed(self) -> None:
+        """Called when the function has been removed by surprise; models override it."""

@@ -1,0 +1,273 @@
+"""Reference walk of AMD-Vi host (v1) tables: device table entry, then the page table.
+
+Where the sheet names several orders, permissions are accumulated over the walk and tested at its
+end, as on VT-d, so that both vendors follow one rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iommu_emu import reference
+from iommu_emu.amdvi.structures import (
+    DeviceTableEntry,
+    DevTabHardwareError,
+    IllegalDevTableEntry,
+    InvalidDeviceRequest,
+    IoPageFault,
+    PageDirectoryEntry,
+    PageTabHardwareError,
+    PageTableEntry,
+)
+from iommu_emu.core import Access, AddressType, Outcome, Request
+from iommu_emu.reference import (
+    LEVEL_CONTEXT,
+    Answer,
+    Failure,
+    Leaf,
+    MemoryRead,
+    Node,
+    in_interrupt_range,
+    pass_through,
+)
+
+__all__ = ["Context", "Unit", "Walker", "event", "walk"]
+
+ENTRY_SIZE = 32
+LARGEST_PAGE = 51  # bits: the largest size that NextLevel 7 encodes (AMD-Vi 5.2)
+
+# Event flags, bits 59:48 of an event counted from 48 (AMD-Vi 10.1).
+PR, RW, PE, RZ, TR = 0x10, 0x20, 0x40, 0x80, 0x100
+MASTER_ABORT = 1 << 9
+
+ILLEGAL_DTE = IllegalDevTableEntry["code"].value
+PAGE_FAULT = IoPageFault["code"].value
+DTE_ERROR = DevTabHardwareError["code"].value
+TABLE_ERROR = PageTabHardwareError["code"].value
+INVALID_REQUEST = InvalidDeviceRequest["code"].value
+
+
+def page_fault(name: str, flags: int = 0) -> Failure:
+    """Return an IO_PAGE_FAULT with the flags that its cause sets."""
+    return Failure(PAGE_FAULT, f"IO_PAGE_FAULT.{name}", True, flags=flags)
+
+
+def illegal_entry(name: str, flags: int = 0) -> Failure:
+    """Return an ILLEGAL_DEV_TABLE_ENTRY."""
+    return Failure(ILLEGAL_DTE, f"ILLEGAL_DEV_TABLE_ENTRY.{name}", False, flags=flags)
+
+
+def invalid_request(kind: int, flags: int = 0) -> Failure:
+    """Return an INVALID_DEVICE_REQUEST of a type in AMD-Vi 10.2."""
+    name = f"INVALID_DEVICE_REQUEST.{kind}"
+    return Failure(INVALID_REQUEST, name, False, flags=flags | kind << 9)
+
+
+def hardware_error(code: int, name: str, address: int) -> Failure:
+    """Return the event for a table entry at `address` that cannot be read."""
+    return Failure(code, name, False, flags=MASTER_ABORT, address=address)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a walk depends on besides memory.
+
+    Attributes:
+        enabled: Control.IommuEn.
+        device_table: base address in DevTabBase.
+        device_table_size: bytes of the device table, (Size + 1) * 4 KiB.
+        highest_level: deepest page table in EFR.HATS: 4, 5 or 6; 0 if v1 is not supported.
+        np_cache: not-present entries are cached.
+    """
+
+    device_table: int
+    device_table_size: int = 1 << 21
+    enabled: bool = True
+    highest_level: int = 6
+    np_cache: bool = False
+
+
+@dataclass(frozen=True)
+class Context(reference.Context):
+    """What a device-table cache remembers of a device table entry."""
+
+    valid: bool
+    translation_valid: bool
+    mode: int
+    table: int
+    permissions: Access
+    interrupts_valid: bool
+    interrupt_control: int
+
+
+class Walker(reference.Walker[Context]):
+    """The steps of an AMD-Vi walk.
+
+    Args:
+        unit: registers.
+        read: reads physical memory.
+    """
+
+    def __init__(self, unit: Unit, read: MemoryRead) -> None:
+        super().__init__(read)
+        self.unit = unit
+
+    def admit(self, request: Request) -> Answer | None:
+        """Return the outcome of a request that needs no table, else None (AMD-Vi 4.1)."""
+        return None if self.unit.enabled else pass_through(request)
+
+    def context(self, requester: int) -> Context | Failure:
+        """Read the device table entry (AMD-Vi 4.1, 4.4)."""
+        if ENTRY_SIZE * requester >= self.unit.device_table_size:
+            return page_fault("device-table-size")
+        address = self.unit.device_table + ENTRY_SIZE * requester
+        data = self.fetch(LEVEL_CONTEXT, address, ENTRY_SIZE)
+        if data is None:
+            return hardware_error(DTE_ERROR, "DEV_TAB_HARDWARE_ERROR", address)
+        entry = DeviceTableEntry.parse(data)
+        value = int.from_bytes(data, "little")
+        low, high = value & (1 << 128) - 1, value >> 128 << 128
+        conditional = DeviceTableEntry["had"].mask | DeviceTableEntry["cxl"].mask
+        reserved = low & (DeviceTableEntry.reserved_mask | conditional) if entry.v else 0
+        if entry.iv:
+            guest = DeviceTableEntry["guest_paging_mode"].mask | DeviceTableEntry["hptmode"].mask
+            reserved |= high & (DeviceTableEntry.reserved_mask | guest)
+        if reserved:
+            return illegal_entry("reserved", RZ)
+        if entry.v and entry.tv and entry.mode > self.unit.highest_level:
+            return illegal_entry("mode")
+        if entry.v and entry.ioctl == 3:
+            return illegal_entry("ioctl")
+        if entry.iv and (entry.intctl == 3 or entry.inttablen > 11):
+            return illegal_entry("interrupts")
+        return Context(
+            domain=entry.domain_id,
+            suppressed=bool(entry.sa),
+            valid=bool(entry.v),
+            translation_valid=bool(entry.tv),
+            mode=entry.mode,
+            table=entry.root,
+            permissions=Access(entry.ir | entry.iw << 1),
+            interrupts_valid=bool(entry.iv),
+            interrupt_control=entry.intctl,
+        )
+
+    def enter(self, context: Context, request: Request) -> Node | Leaf | Answer | Failure:
+        """Return the top table to walk, or how it ends without a walk (AMD-Vi 4.3, 7.1)."""
+        if request.at is AddressType.TRANSLATION_REQUEST:
+            return invalid_request(0, TR)  # DTE.I needs a capability that is not there
+        if request.at is not AddressType.UNTRANSLATED:
+            return invalid_request(1)
+        if in_interrupt_range(request.address):
+            return self._interrupt_range(context, request)
+        if not context.valid:
+            return pass_through(request)
+        if not context.translation_valid:
+            return page_fault("translation-not-valid")
+        if context.mode == 0:
+            page = request.address & ~0xFFF
+            return Leaf(page, 12, context.permissions)
+        width = 12 + 9 * context.mode
+        if request.address >> width:
+            return page_fault("address-width")
+        return Node(context.mode, context.table, context.permissions, top=True)
+
+    def _interrupt_range(self, context: Context, request: Request) -> Answer | Failure:
+        if request.access is not Access.WRITE:
+            return invalid_request(0)
+        if context.interrupts_valid and context.interrupt_control == 0:
+            return invalid_request(5)
+        return Answer(Outcome.INTERRUPT, address=request.address)
+
+    def step(self, node: Node, address: int) -> Node | Leaf | Failure:
+        """Read one entry: fetch, PR, level, reserved, skipped bits (AMD-Vi 5.2)."""
+        shift = 12 + 9 * (node.level - 1)
+        entry_address = node.table + 8 * (address >> shift & 0x1FF)
+        data = self.fetch(node.level, entry_address, 8)
+        if data is None:
+            return hardware_error(TABLE_ERROR, "PAGE_TAB_HARDWARE_ERROR", entry_address)
+        value = int.from_bytes(data, "little")
+        entry = PageDirectoryEntry.parse(data)
+        if not entry.pr:
+            return page_fault("not-present")
+        permissions = node.permissions & Access(entry.ir | entry.iw << 1)
+        if entry.next_level in (0, 7):
+            return self._leaf(node.level, value, permissions)
+        if entry.next_level >= node.level:
+            return page_fault("level", PR)
+        if value & PageDirectoryEntry.reserved_mask:
+            return page_fault("reserved", PR | RZ)
+        below = 12 + 9 * entry.next_level
+        if address & ((1 << shift) - 1) >> below << below:
+            return page_fault("skipped-bits", PR)
+        return Node(entry.next_level, entry.address, permissions)
+
+    def _leaf(self, level: int, value: int, permissions: Access) -> Leaf | Failure:
+        shift = 12 + 9 * (level - 1)
+        entry = PageTableEntry.parse_int(value)
+        if level == 6:
+            return page_fault("level", PR)
+        if entry.next_level == 7:
+            # AMD-Vi 5.3: the lowest 0 bit from bit 12 up is half the size.
+            ones = entry.address | 0xFFF
+            encoded = (~ones & ones + 1).bit_length()
+            if not shift < encoded < min(shift + 9, LARGEST_PAGE + 1):
+                return page_fault("page-size", PR)
+            shift = encoded
+        if value & PageTableEntry.reserved_mask:
+            return page_fault("reserved", PR | RZ)
+        return Leaf(entry.address >> shift << shift, shift, permissions, bool(entry.fc))
+
+    def finish(self, context: Context, end: Leaf | Failure, request: Request) -> Answer:
+        """Check permissions at the end of a walk (AMD-Vi 5.2 step 6)."""
+        if isinstance(end, Failure):
+            return self.fail(request, context, end)
+        if request.access & ~end.permissions:
+            return self.fail(request, context, page_fault("permission", PR | PE))
+        return Answer(
+            Outcome.MEMORY,
+            end.output(request.address),
+            end.shift,
+            end.permissions,
+            context.domain,
+            end.snoop,
+        )
+
+    def fail(self, request: Request, context: Context | None, found: Failure) -> Answer:
+        """Return the answer to a faulting request: target abort (AMD-Vi 4.3, 10.3)."""
+        del request
+        suppressed = context is not None and context.suppressed
+        return Answer(
+            Outcome.ABORTED,
+            domain=context.domain if context else 0,
+            failure=found,
+            recorded=not (found.qualified and suppressed),
+        )
+
+
+def walk(unit: Unit, read: MemoryRead, request: Request) -> Answer:
+    """Translate one request without any cache.
+
+    Args:
+        unit: registers.
+        read: reads physical memory, None where there is no RAM.
+        request: what arrives.
+
+    Returns:
+        The only right answer if every cache is empty.
+    """
+    return Walker(unit, read).walk(request)
+
+
+def event(request: Request, answer: Answer) -> int:
+    """Return the 128-bit event log entry of a recorded fault (AMD-Vi 10.1)."""
+    assert answer.failure is not None
+    flags = answer.failure.flags
+    if request.access & Access.WRITE:
+        flags |= RW
+    value = request.requester | answer.failure.code << 60 | flags << 48
+    if answer.fault in (PAGE_FAULT, TABLE_ERROR):
+        value |= answer.domain << 32
+    address = request.address if answer.failure.address is None else answer.failure.address
+    low_bits = {ILLEGAL_DTE: 2, DTE_ERROR: 4, TABLE_ERROR: 3}.get(answer.fault, 0)
+    return value | (address >> low_bits << low_bits) << 64
