@@ -122,9 +122,11 @@ def items(record: Record, defaults: bool = False) -> Iterator[tuple[str, str, st
 
 
 def _position(record: Record, field: Field[Any]) -> int:
-    """Return the place of a field in the bytes; those outside the fixed layout come last."""
+    """Return the place of a field in the bytes; the variable part comes last, `rest` behind it."""
     names = [member.name for member in record.layout.subcons]
-    return names.index(field.name) if field.name in names else len(names)
+    if field.name in names:
+        return names.index(field.name)
+    return len(names) + (field.name in ("rest", "trailing"))
 
 
 def _lines(record: Record) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from functools import singledispatch
 
@@ -9,7 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from iommu_emu.acpi.description import items
-from iommu_emu.acpi.dmar import DeviceScope, Drhd, Rmrr
+from iommu_emu.acpi.dmar import HPET, IOAPIC, NAMESPACE, DeviceScope, Drhd, Rmrr
 from iommu_emu.acpi.header import Table
 from iommu_emu.acpi.ivrs import DeviceEntry, HidEntry, Ivhd, Ivmd, SpecialEntry
 from iommu_emu.acpi.layout import Record, Typed
@@ -60,7 +61,9 @@ def _(rmrr: Rmrr) -> str:
 @summary.register
 def _(scope: DeviceScope) -> str:
     place = f"{scope.start_bus:02x}:{format_path(scope.path)}"
-    return _join(place, _fields(scope, skip={"start_bus", "path"}))
+    if scope.type in (IOAPIC, HPET, NAMESPACE):
+        place = f"{scope.enumeration_id} at {place}"
+    return _join(place, _fields(scope, skip={"enumeration_id", "start_bus", "path"}))
 
 
 @summary.register
@@ -110,12 +113,17 @@ def _odd(record: Record) -> set[str]:
 def _fields(record: Record, skip: Collection[str] = (), defaults: bool = False) -> str:
     shown = []
     for name, literal, note in items(record, defaults):
-        value = literal.strip('[]"').replace('", "', " ").replace('", ', " ")
-        if name == "flags":
-            shown.append(value)
+        if name == "flags" and literal.startswith("["):
+            shown.append(literal.strip("[]").replace('"', "").replace(",", ""))
         elif name != "type" and name not in skip:
-            shown.append(f"{name} {value}" + (f" ({note})" if note else ""))
+            shown.append(f"{name} {_plain(literal)}" + (f" ({note})" if note else ""))
     return _join(*shown)
+
+
+def _plain(literal: str) -> str:
+    """Return a TOML string without quotes and escapes, if a terminal can show it."""
+    text = str(json.loads(literal)) if literal.startswith('"') else literal
+    return text if text.isprintable() else literal
 
 
 def _join(*parts: str) -> str:

@@ -1,10 +1,14 @@
 """Device models, and the base class to write one's own in about twenty lines.
 
-    class Counter(Device):
+A device that answers each write to its registers with a DMA to the address written:
+
+    class Echo(Device):
         bar_layout = (Bar(0, 4096),)
 
         def bar_write(self, bar, offset, size, value):
-            self.dma.write(value, b"counted")
+            self.dma.write(value, b"echo")
+
+`machine.attach(Echo())` puts it on the bus.
 """
 
 from iommu_emu.devices.base import Bar, Device

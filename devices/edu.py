@@ -21,7 +21,6 @@ from math import factorial
 from iommu_emu.clock import MILLISECOND
 from iommu_emu.core import Completion
 from iommu_emu.devices.base import Bar, Device
-from iommu_emu.pci.capabilities import PortType
 
 IDENTIFICATION = 0x0100_00ED
 BUFFER = 0x40000
@@ -63,7 +62,7 @@ class Edu(Device):
     class_code = 0xFF0000
     revision = 0x10
     subsystem = (0x1AF4, 0x1100)
-    port_type: PortType | None = None  # a conventional PCI function, as in QEMU
+    port_type = None  # a conventional PCI function, as in QEMU
     bar_layout = (Bar(0, 1 << 20),)
     msi_vectors = 1
     interrupt_pin = 1
@@ -167,7 +166,7 @@ class Edu(Device):
         to_ram = bool(self._dma[0x98] & TO_RAM)
         source, destination, count = self._dma[0x80], self._dma[0x88], self._dma[0x90]
         offset = (source if to_ram else destination) - BUFFER
-        if not (0 <= offset and 0 < count <= BUFFER_SIZE - offset):
+        if not (offset >= 0 and 0 < count <= BUFFER_SIZE - offset):
             self._finish()
             return
         done = partial(self._transferred, offset, self._epoch)

@@ -17,7 +17,6 @@ from enum import IntEnum
 
 from iommu_emu.core import MAX_TRANSFER, NotRamError
 from iommu_emu.devices.base import Bar, Device
-from iommu_emu.pci.capabilities import PortType
 
 PATTERN = (0x12345678).to_bytes(4, "little")
 NON_SECURE = 1
@@ -68,7 +67,7 @@ class IommuTestdev(Device):
     device_id = 0x0005
     class_code = 0xFF0000
     subsystem = (0x1AF4, 0x1100)
-    port_type: PortType | None = None  # a conventional PCI function, as in QEMU
+    port_type = None  # a conventional PCI function, as in QEMU
     bar_layout = (Bar(0, 4096),)
 
     def __init__(self, name: str = "iommu-testdev") -> None:

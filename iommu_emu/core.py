@@ -372,27 +372,22 @@ def faults(vendor: Vendor) -> tuple[FaultInfo, ...]:
     count = ffi.new("size_t *")
     rows = lib.iemu_faults(vendor, count)
     return tuple(
-        FaultInfo(
-            i, _text(f.name), _text(f.condition), _text(f.section), f.code, bool(f.qualified)
-        )
+        FaultInfo(i, _text(f.name), _text(f.condition), _text(f.section), f.code, bool(f.qualified))
         for i, f in enumerate(rows[0 : count[0]])
     )
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    """Build the numpy dtype of a C struct of integers from what cffi knows of it."""
+    """Build the numpy dtype of a C struct of unsigned integers from what cffi knows of it."""
     ctype = ffi.typeof(name)
-    names, formats, offsets = [], [], []
+    names: list[str] = []
+    formats: list[Any] = []
+    offsets: list[int] = []
     for field_name, field in ctype.fields:
-        item, shape = field.type, ()
-        if item.kind == "array":
-            item, shape = item.item, (item.length,)
-        if item.kind == "struct":
-            base: Any = _dtype(item.cname)
-        else:
-            base = f"{'i' if item.cname.startswith('int') else 'u'}{ffi.sizeof(item)}"
+        item = field.type.item if field.type.kind == "array" else field.type
+        base = f"u{ffi.sizeof(item)}"  # the structs of results and events are all unsigned
         names.append(field_name)
-        formats.append((base, shape) if shape else base)
+        formats.append((base, field.type.length) if item is not field.type else base)
         offsets.append(field.offset)
     return np.dtype(
         {"names": names, "formats": formats, "offsets": offsets, "itemsize": ffi.sizeof(ctype)}
@@ -923,6 +918,9 @@ class CoreUnit:
         self.vendor = vendor
         self.number: int = lib.iemu_unit_number(handle)
 
+    def __repr__(self) -> str:
+        return f"<CoreUnit {self.number} {self.vendor.name}>"
+
     def mmio_read(self, offset: int, size: int) -> int:
         """Read a register; 0 for a size or alignment that the hardware does not take."""
         value: int = lib.iemu_mmio_read(self.handle, offset, size)
@@ -1077,7 +1075,8 @@ class Port:
 
     A transfer that passes at once returns a finished `Completion`; one that is in flight
     returns a pending one, which `poll` fills in. `blocked` is the status that every new
-    transfer gets while the function must not send; None: it may.
+    transfer gets while the function must not send; None: it may. A transfer that runs past the
+    end of the 64-bit address space is an Unsupported Request.
     """
 
     def __init__(self, machine: CoreMachine, segment: int, requester: int) -> None:
@@ -1095,6 +1094,10 @@ class Port:
         self._buffer = ffi.new("char[]", _SMALL)
         self._in_flight: dict[int, _InFlight] = {}
 
+    def __repr__(self) -> str:
+        state = "" if self.blocked is None else f", {self.blocked.name}"
+        return f"<Port {self.segment:04x}:{self.requester:#06x}{state}>"
+
     def read(
         self, address: int, length: int, on_done: Callable[[Completion], None] | None = None
     ) -> Completion:
@@ -1110,7 +1113,7 @@ class Port:
             ValueError: if address or length is outside its range.
         """
         if self.blocked is not None:
-            return self._refused(address, on_done)
+            return self._refused(self.blocked, address, on_done)
         if length <= _SMALL:
             buffer = self._buffer
         else:
@@ -1121,7 +1124,7 @@ class Port:
         except OverflowError:
             raise _overflow(address, length) from None
         if status:
-            return self._unfinished(status, length, on_done)
+            return self._unfinished(status, address, length, length, on_done)
         completion = Completion(_unpack(buffer, length))
         if on_done is not None:
             on_done(completion)
@@ -1142,7 +1145,7 @@ class Port:
             ValueError: if address or the length of data is outside its range.
         """
         if self.blocked is not None:
-            return self._refused(address, on_done)
+            return self._refused(self.blocked, address, on_done)
         if type(data) is not bytes:
             data = ffi.from_buffer(data)
         length = len(data)
@@ -1153,7 +1156,7 @@ class Port:
         if status:
             if not 0 < length <= MAX_TRANSFER:
                 require_range("length", length, MAX_TRANSFER, 1)
-            return self._unfinished(status, 0, on_done)
+            return self._unfinished(status, address, length, 0, on_done)
         if on_done is not None:
             on_done(_SUCCESS)
         return _SUCCESS
@@ -1264,7 +1267,7 @@ class Port:
     ) -> Completion:
         require_range("address", address, _U64)
         if self.blocked is not None:
-            return self._refused(address, on_done)
+            return self._refused(self.blocked, address, on_done)
         transfer = ffi.new("struct iemu_transfer *")
         transfer.address = address
         transfer.length = length
@@ -1274,39 +1277,48 @@ class Port:
         transfer.atomic = atomic
         transfer.posted = posted
         details = ffi.new("struct iemu_completion *")
-        status = check(
-            lib.iemu_dma(self._handle, transfer, buffer, details), _range(address, length)
-        )
+        status = lib.iemu_dma(self._handle, transfer, buffer, details)
         if status == lib.IEMU_PENDING and posted:
             return _SUCCESS
         if status:
-            return self._unfinished(status, length if reads else 0, on_done)
+            return self._unfinished(status, address, length, length if reads else 0, on_done)
         completion = Completion(_unpack(buffer, length)) if reads else _SUCCESS
         if on_done is not None:
             on_done(completion)
         return completion
 
     def _refused(
-        self, address: int, on_done: Callable[[Completion], None] | None
+        self, status: Status, address: int, on_done: Callable[[Completion], None] | None
     ) -> Completion:
         """Return the completion of a transfer that was not sent."""
-        status = Status.BUSY if self.blocked is None else self.blocked
         completion = Completion(b"", CompletionDetails(status, address, 0, self.machine.now))
         if on_done is not None:
             on_done(completion)
         return completion
 
     def _unfinished(
-        self, status: int, length: int, on_done: Callable[[Completion], None] | None
+        self,
+        status: int,
+        address: int,
+        length: int,
+        expected: int,
+        on_done: Callable[[Completion], None] | None,
     ) -> Completion:
-        """Return the completion of the last transfer, which failed or is in flight."""
-        check(status, "transfer")
+        """Return the completion of the last transfer, which failed or is in flight.
+
+        `expected` is the number of bytes that will come back.
+        """
+        if status < 0:
+            # A guest may tell a device any address: what runs past 2**64 is no user's mistake.
+            if address + length > _U64:
+                return self._refused(Status.UNSUPPORTED_REQUEST, address, on_done)
+            check(status, f"transfer of {_range(address, length)}")
         struct = ffi.new("struct iemu_completion *")
         lib.iemu_dma_last(self._handle, struct)
         completion = Completion(b"", self._details(status, struct))
         if status == lib.IEMU_PENDING:
-            buffer = ffi.new("char[]", max(length, 16))
-            self._in_flight[struct.token] = _InFlight(completion, buffer, length, on_done)
+            buffer = ffi.new("char[]", max(expected, 16))
+            self._in_flight[struct.token] = _InFlight(completion, buffer, expected, on_done)
             self.machine.waiting[self] = None
         elif on_done is not None:
             on_done(completion)

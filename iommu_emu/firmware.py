@@ -162,7 +162,7 @@ def _drhd_rules(machine: Machine, drhd: Drhd, unit: Unit, before: list[Rule]) ->
 
 
 def _remember(machine: Machine, scope: DeviceScope, segment: int) -> None:
-    """Keep the requester ID of an I/O APIC or HPET; of two with one number the first counts."""
+    """Keep the requester ID of an I/O APIC or HPET."""
     found = machine.fabric.walk(segment, scope.start_bus, scope.path)
     name = "I/O APIC" if scope.type == IOAPIC else "HPET"
     _add_special(machine, name, scope.enumeration_id, segment, None if found is None else found[0])
@@ -171,13 +171,14 @@ def _remember(machine: Machine, scope: DeviceScope, segment: int) -> None:
 def _add_special(
     machine: Machine, name: str, number: int, segment: int, requester: int | None
 ) -> None:
-    known = machine.ioapics if name == "I/O APIC" else machine.hpets
     if requester is None:
         machine.notes.append(f"{name} {number}: its path leads nowhere")
-    elif number in known:
+    elif name == "HPET":  # each of its timers may have a requester ID of its own
+        machine.hpets.setdefault(number, []).append((segment, requester))
+    elif number in machine.ioapics:
         machine.notes.append(f"{name} {number}: listed again, the first one counts")
     else:
-        known[number] = segment, requester
+        machine.ioapics[number] = segment, requester
 
 
 def _reserve(machine: Machine, rmrr: Rmrr) -> None:
@@ -284,9 +285,7 @@ def _ivhd_rules(machine: Machine, block: Ivhd, unit: Unit) -> list[Rule]:
         if requesters.alias is not None:
             rules.append(Rule(unit, RuleKind.RANGE, requesters.alias, requesters.alias))
             machine.fabric.firmware_aliases.append(
-                FirmwareAlias(
-                    block.segment, requesters.first, requesters.last, requesters.alias
-                )
+                FirmwareAlias(block.segment, requesters.first, requesters.last, requesters.alias)
             )
     for special in block.specials():
         requester = special.source_device_id

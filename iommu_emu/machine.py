@@ -104,7 +104,7 @@ class Machine:
         rules: which unit serves which requester.
         reserved_regions: RMRRs and IVMDs of the firmware's table.
         ioapics: (segment, requester ID) of I/O APICs by ID, as the table says.
-        hpets: (segment, requester ID) of HPETs by number, as the table says.
+        hpets: (segment, requester ID) of each interrupt source of HPETs by number.
         places: PCI addresses of a platform's functions by name.
         notes: what was odd in the firmware's table, and what was done about it.
 
@@ -131,7 +131,7 @@ class Machine:
         self.rules: list[Rule] = []
         self.reserved_regions: list[ReservedRegion] = []
         self.ioapics: dict[int, tuple[int, int]] = {}
-        self.hpets: dict[int, tuple[int, int]] = {}
+        self.hpets: dict[int, list[tuple[int, int]]] = {}
         self.places: dict[str, str] = {}
         self.notes: list[str] = []
         self._interrupts: list[Interrupt] = []
@@ -224,7 +224,9 @@ class Machine:
 
     # Attaching and removing.
 
-    def attach(self, function: F, address: str | int | None = None, *, under: Bridge | None = None) -> F:
+    def attach(
+        self, function: F, address: str | int | None = None, *, under: Bridge | None = None
+    ) -> F:
         """Put a function on a bus, at build time or as a hot-plug at run time.
 
         As firmware would, its BARs get addresses, a bridge gets bus numbers, and memory access
@@ -316,7 +318,7 @@ class Machine:
 
     def _number(self, bridge: Bridge) -> None:
         """Give a bridge bus numbers unless it has them, and let the bridges above cover them."""
-        number = bridge.secondary_number or self.fabric.free_bus_number(bridge.segment)
+        number = bridge.secondary_number or self.fabric.free_bus_number(bridge)
         bridge.set_bus_numbers(number, max(number, bridge.subordinate_number))
         for above in self.fabric.bridges_above(bridge):
             last = max(above.subordinate_number, bridge.subordinate_number)

@@ -166,10 +166,10 @@ static void global_command(struct iemu_vtd *v, uint32_t command)
 {
     uint32_t changed = command ^ iemu_reg32(&v->unit.regs, VTD_GSTS_AT);
 
-    if (command & VTD_MASK(GCMD, SRTP))
-        set_root(v);
     if (changed & VTD_MASK(GCMD, TE))
         toggle_translation(v, command & VTD_MASK(GCMD, TE));
+    if (command & VTD_MASK(GCMD, SRTP))
+        set_root(v);
     /* WBF: the model has no write buffer, so WBFS is clear again at once. */
     if (changed & VTD_MASK(GCMD, QIE))
         toggle_queue(v, command & VTD_MASK(GCMD, QIE));

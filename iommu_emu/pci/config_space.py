@@ -68,7 +68,9 @@ class ConfigSpace:
         """
         offset, size = self._next_standard, 2 + len(body)
         if offset + size > STANDARD_END:
-            raise ValueError(f"capability {capability:#x} ({size} bytes) does not fit at {offset:#x}")
+            raise ValueError(
+                f"capability {capability:#x} ({size} bytes) does not fit at {offset:#x}"
+            )
         links = [0x34, *(at + 1 for _, at in self.capabilities())]
         self._data[links[-1]] = offset
         self._data[offset] = capability
@@ -91,7 +93,9 @@ class ConfigSpace:
         """
         offset, size = self._next_extended, 4 + len(body)
         if offset + size > SIZE:
-            raise ValueError(f"capability {capability:#x} ({size} bytes) does not fit at {offset:#x}")
+            raise ValueError(
+                f"capability {capability:#x} ({size} bytes) does not fit at {offset:#x}"
+            )
         if self._last_extended:
             header = self.get(self._last_extended, 4) & 0xFFFFF
             self.set(self._last_extended, 4, header | offset << 20)

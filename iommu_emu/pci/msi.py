@@ -13,7 +13,7 @@ MSIX_VECTORS = 2048
 _ENTRY = 16  # bytes of an MSI-X table entry
 _MASKED = 1
 
-__all__ = ["MSI_VECTORS", "MSIX_VECTORS", "Msi", "Msix"]
+__all__ = ["MSIX_VECTORS", "MSI_VECTORS", "Msi", "Msix"]
 
 
 class Msi:
@@ -28,9 +28,7 @@ class Msi:
         ValueError: if `vectors` is outside its range.
     """
 
-    def __init__(
-        self, config: ConfigSpace, vectors: int, send: Callable[[int, int], None]
-    ) -> None:
+    def __init__(self, config: ConfigSpace, vectors: int, send: Callable[[int, int], None]) -> None:
         if not 1 <= vectors <= MSI_VECTORS or vectors & (vectors - 1):
             raise ValueError(f"MSI vectors must be a power of two in 1..32, not {vectors}")
         self._config = config
@@ -132,9 +130,10 @@ class Msix:
         self.table = table
         self.pending_bits = table + _ENTRY * vectors
         self.end = self.pending_bits + (vectors + 63) // 64 * 8
-        body = (vectors - 1).to_bytes(2, "little")
-        body += (table | bar).to_bytes(4, "little") + (self.pending_bits | bar).to_bytes(4, "little")
-        self._at = config.add_capability(MSIX_ID, body)
+        self._at = config.add_capability(MSIX_ID, bytes(10))
+        config.set(self._at + 2, 2, vectors - 1)
+        config.set(self._at + 4, 4, table | bar)
+        config.set(self._at + 8, 4, self.pending_bits | bar)
         config.allow(self._at + 2, 2, 0xC000)
         config.observe(self._at + 2, 2, self._deliver_pending)
         self._entries = bytearray()

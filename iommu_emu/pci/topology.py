@@ -295,17 +295,18 @@ class Fabric:
             if function.dma.requester != requester and function.dma.blocked is not Status.REMOVED:
                 function.dma.set_requester(requester)
 
-    def free_bus_number(self, segment: int) -> int:
-        """Return a bus number that nothing uses.
+    def free_bus_number(self, bridge: Bridge) -> int:
+        """Return a bus number that nothing uses, above the bridge's own bus if there is one.
 
         Raises:
             ValueError: if all 256 are taken.
         """
+        segment, own = bridge.segment, bridge.address >> 8
         used = {number for root_segment, number in self.roots if root_segment == segment}
         for function in self.functions():
             if function.segment == segment and isinstance(function, Bridge):
                 used.update(range(function.secondary_number, function.subordinate_number + 1))
-        for number in range(1, 256):
+        for number in (*range(own + 1, 256), *range(1, own)):
             if number not in used:
                 return number
         raise ValueError(f"segment {segment} has no bus number left of 256")

@@ -118,6 +118,8 @@ class VtdUnit(Unit):
 
     def fault_records(self) -> list[FaultRecord]:
         """Return the pending fault records, oldest first, without clearing them."""
+        if not self.field("FSTS", "PPF"):
+            return []
         count = self.capabilities.fault_records
         start = self.field("FSTS", "FRI")
         found = []

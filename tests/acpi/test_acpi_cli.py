@@ -48,6 +48,20 @@ def test_show_tree_names_structures(run):
     assert "0x0040 PCI_ENDPOINT  00:02.0" in out
 
 
+def test_show_tree_names_interrupt_sources(run):
+    assert "0x0058 IOAPIC  2 at 00:1e.7" in run("show", "laptop-thunderbolt")[1]
+
+
+def test_show_tree_keeps_backslashes_and_escapes_control_characters(run, tmp_path):
+    andd = acpi.dmar.Andd(object_name="\\_SB.I2C0")
+    path = tmp_path / "andd.bin"
+    path.write_bytes(acpi.build(acpi.Dmar(oem_id="\x1b[31m", structures=[andd])))
+    out = run("show", path)[1]
+    assert "object_name \\_SB.I2C0" in out
+    assert "\\u001b[31m" in out
+    assert "\x1b" not in out
+
+
 def test_show_tree_of_ivrs(run):
     code, out, _ = run("show", "desktop-amdvi")
     assert code == 0

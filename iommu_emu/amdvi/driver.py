@@ -1,0 +1,347 @@
+"""A small software driver for AMD-Vi with host (v1) page tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iommu_emu.amdvi.events import EventRecord
+from iommu_emu.amdvi.structures import (
+    CompletionWait,
+    DeviceTableEntry,
+    InvalidateDevtabEntry,
+    InvalidateIommuAll,
+    InvalidateIommuPages,
+    PageDirectoryEntry,
+    PageTableEntry,
+)
+from iommu_emu.amdvi.unit import AmdviUnit
+from iommu_emu.core import Access
+from iommu_emu.driver import Domain, Driver
+from iommu_emu.page_table import PAGE_SIZE, EntryFormat
+
+if TYPE_CHECKING:
+    from iommu_emu.machine import Machine
+
+__all__ = ["ALL_PAGES", "AmdviDriver", "HostFormat", "invalidation_address"]
+
+ALL_PAGES = 0x7FFF_FFFF_FFFF_F000  # with S=1: no size, everything (AMD-Vi 9.2)
+ENTRY_SIZE = 16
+RING_SIZE = PAGE_SIZE // ENTRY_SIZE
+RING_LENGTH = RING_SIZE.bit_length() - 1
+LARGEST_PAGE_SHIFT = 51
+DEFAULT_SHIFTS = frozenset({12, 21, 30})
+
+
+class HostFormat(EntryFormat):
+    """Host (v1) page-table entries (AMD-Vi 5.1, 5.3).
+
+    Every power of two from 4 KiB up is a page size: those that are no level's own are encoded
+    with NextLevel 7, in as many equal entries as they cover.
+
+    Args:
+        levels: deepest table that the unit supports.
+        output_bits: width of a physical address.
+    """
+
+    def __init__(self, levels: int, output_bits: int) -> None:
+        self.levels = frozenset(range(1, levels + 1))
+        self.page_shifts = frozenset(range(12, LARGEST_PAGE_SHIFT + 1))
+        self.preferred_shifts = DEFAULT_SHIFTS
+        self.output_bits = output_bits
+
+    def input_bits(self, levels: int) -> int:
+        """Return the width of an input address."""
+        return min(12 + 9 * levels, 64)
+
+    def table_entry(self, level: int, address: int) -> int:
+        """Return the entry that points to a table."""
+        return PageDirectoryEntry.build_int(pr=1, next_level=level - 1, address=address, ir=1, iw=1)
+
+    def leaf_entry(self, shift: int, permissions: Access) -> int:
+        """Return the entry of a page at address 0."""
+        own = (shift - 12) % 9 == 0
+        # Ones below the bit of half the size, from bit 12 up, tell the size.
+        size = 0 if own else (1 << shift - 1) - PAGE_SIZE
+        return PageTableEntry.build_int(
+            pr=1,
+            next_level=0 if own else 7,
+            address=size,
+            ir=int(Access.READ in permissions),
+            iw=int(Access.WRITE in permissions),
+        )
+
+
+def invalidation_address(iova: int, size: int) -> tuple[int, int]:
+    """Return the smallest (S, address) of a command that covers a range (AMD-Vi 9.2).
+
+    Args:
+        iova: first input address.
+        size: bytes.
+    """
+    first, last = iova & ~(PAGE_SIZE - 1), iova + size - 1
+    highest = (first ^ last).bit_length() - 1
+    if highest < 12:
+        return 0, first
+    if highest >= LARGEST_PAGE_SHIFT:
+        return 1, ALL_PAGES
+    return 1, first >> highest + 1 << highest + 1 | ((1 << highest) - PAGE_SIZE)
+
+
+class AmdviDriver(Driver[AmdviUnit]):
+    """Programs an AMD-Vi unit; see `Driver` for what both vendors offer.
+
+    Args:
+        machine: the machine.
+        unit: the unit, as it is after reset.
+        frames: range of RAM that the driver may use for its tables and queues.
+        invalidation: "queue" or "none".
+        buses: PCI buses that the device table covers, 1..256; devices above are blocked.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        unit: AmdviUnit,
+        frames: range,
+        invalidation: str = "queue",
+        *,
+        buses: int = 256,
+    ) -> None:
+        super().__init__(machine, unit, frames, invalidation)
+        if not 1 <= buses <= 256:
+            raise ValueError(f"buses must be in 1..256, not {buses}")
+        self._table_frames = buses * 256 * DeviceTableEntry.size // PAGE_SIZE
+        self._table = 0
+        self._commands = 0
+        self._events = 0
+        self._status = 0
+        self._tail = 0
+        self._waits = 0
+
+    # ---- bringing the unit up ----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bring the unit up with every device blocked (AMD-Vi 3.4)."""
+        self._table = self.frames.take(self._table_frames)
+        entries = self._table_frames * PAGE_SIZE // DeviceTableEntry.size
+        self.memory.write(self._table, self._blocked() * entries)
+        self._commands = self.frames.take()
+        self._events = self.frames.take()
+        self._status = self.frames.take()
+        self._tail = 0
+        self.unit.write("DevTabBase", self._table | self._table_frames - 1)
+        self.unit.write("CmdBufBase", self._commands | RING_LENGTH << 56)
+        self.unit.write("EvtLogBase", self._events | RING_LENGTH << 56)
+        for pointer in ("CmdBufHead", "CmdBufTail", "EvtLogHead", "EvtLogTail"):
+            self.unit.write(pointer, 0)
+        names = ("Coherent", "CmdBufEn", "EventLogEn", "EventIntEn", "IommuEn")
+        control = sum(self.unit.field_info("Control", name).mask for name in names)
+        self.unit.write("Control", control)
+        self.invalidate_all()
+        self.wait()
+
+    def stop(self) -> None:
+        """Switch the unit off: every request passes untranslated from then on."""
+        self.unit.write("Control", 0)
+
+    @staticmethod
+    def _blocked() -> bytes:
+        """A valid entry without permissions: everything is refused (AMD-Vi 4.3)."""
+        return DeviceTableEntry.build(v=1, tv=1)
+
+    # ---- devices -----------------------------------------------------------------------------
+
+    def entry_format(self) -> EntryFormat:
+        """Return how page-table entries are encoded for this unit."""
+        return HostFormat(self.unit.features.levels, self.unit.config.host_address_width)
+
+    def domain_ids(self) -> range:
+        """Return the usable domain IDs: 0 is for blocked devices, 1 for pass-through."""
+        return range(2, 1 << 16)
+
+    def context_entry_address(self, requester: int) -> int:
+        """Return the address of a device's table entry.
+
+        Raises:
+            ValueError: if the device table does not cover it.
+        """
+        self._check_requester(requester)
+        offset = DeviceTableEntry.size * requester
+        if offset >= self._table_frames * PAGE_SIZE:
+            last = self._table_frames * PAGE_SIZE // DeviceTableEntry.size - 1
+            raise ValueError(f"requester must be in 0..{last:#x}, not {requester:#x}")
+        return self._table + offset
+
+    def attach(self, domain: Domain, requester: int, *, invalidate: bool = True) -> None:
+        """Let a device translate through a domain; see `Driver.attach`."""
+        self._check_domain(domain)
+        entry = DeviceTableEntry.build(
+            v=1,
+            tv=1,
+            mode=domain.table.levels,
+            root=domain.table.root,
+            ir=1,
+            iw=1,
+            domain_id=domain.id,
+        )
+        self._set_entry(requester, entry, invalidate)
+        self.attached[requester] = domain.id
+
+    def pass_through(self, requester: int, *, invalidate: bool = True) -> None:
+        """Let a device reach physical memory untranslated; see `Driver.pass_through`."""
+        entry = DeviceTableEntry.build(v=1, tv=1, mode=0, ir=1, iw=1, domain_id=1)
+        self._set_entry(requester, entry, invalidate)
+        self.attached[requester] = 1
+
+    def detach(self, requester: int, *, invalidate: bool = True) -> None:
+        """Block a device; see `Driver.detach`."""
+        if requester not in self.attached:
+            raise ValueError(f"requester {requester:#06x} is not attached")
+        self._set_entry(requester, self._blocked(), invalidate)
+        del self.attached[requester]
+
+    def _set_entry(self, requester: int, entry: bytes, invalidate: bool) -> None:
+        """Write a device table entry, and invalidate in the order of AMD-Vi 9.3."""
+        address = self.context_entry_address(requester)
+        old = DeviceTableEntry.parse(self.memory.read(address, DeviceTableEntry.size))
+        self.memory.write(address, entry)
+        if invalidate:
+            self.invalidate_context("device", requester=requester)
+            self.invalidate_iotlb("domain", old.domain_id)
+            self.wait()
+
+    # ---- what mappings owe -------------------------------------------------------------------
+
+    def mapped(self, domain: Domain, iova: int, size: int) -> None:
+        """Do what is owed after something was mapped (AMD-Vi 13: NpCache)."""
+        if self.unit.config.np_cache:
+            self.invalidate_range(domain, iova, size)
+
+    def invalidate_range(
+        self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
+    ) -> None:
+        """Invalidate the translations of a range, at least, and wait."""
+        self.invalidate_iotlb("page", domain.id, iova, size, keep_tables=keep_tables)
+        self.wait()
+
+    def invalidate_domain(self, domain: Domain) -> None:
+        """Invalidate every translation of a domain, and wait."""
+        self.invalidate_iotlb("domain", domain.id)
+        self.wait()
+
+    # ---- invalidation commands ---------------------------------------------------------------
+
+    def invalidate_context(self, granularity: str = "device", requester: int = 0) -> None:
+        """Start INVALIDATE_DEVTAB_ENTRY; `wait` for it (AMD-Vi 9.2).
+
+        Args:
+            granularity: "device"; AMD-Vi has no other, but for `invalidate_all`.
+            requester: device ID.
+        """
+        _check_granularity(granularity, ("device",))
+        if self.invalidation == "queue":
+            self.submit(InvalidateDevtabEntry.build(device_id=requester))
+
+    def invalidate_iotlb(
+        self,
+        granularity: str,
+        domain_id: int = 0,
+        iova: int = 0,
+        size: int = PAGE_SIZE,
+        *,
+        keep_tables: bool = False,
+    ) -> None:
+        """Start INVALIDATE_IOMMU_PAGES; `wait` for it (AMD-Vi 9.2).
+
+        Args:
+            granularity: "domain" or "page".
+            domain_id: whose translations.
+            iova: for "page": first input address.
+            size: for "page": bytes; the command covers the smallest power of two around them.
+            keep_tables: for "page": page-structure caches may be kept (PDE=0).
+        """
+        _check_granularity(granularity, ("domain", "page"))
+        page = granularity == "page"
+        sized, address = invalidation_address(iova, size) if page else (1, ALL_PAGES)
+        if self.invalidation == "queue":
+            self.submit(
+                InvalidateIommuPages.build(
+                    domain_id=domain_id,
+                    s=sized,
+                    pde=int(not (page and keep_tables)),
+                    address=address,
+                )
+            )
+
+    def invalidate_all(self) -> None:
+        """Start INVALIDATE_IOMMU_ALL, or what does the same; `wait` for it (AMD-Vi 13)."""
+        if self.invalidation != "queue":
+            return
+        if self.unit.features.invalidate_all:
+            self.submit(InvalidateIommuAll.build())
+            return
+        for requester in self.attached:
+            self.invalidate_context("device", requester)
+        for domain_id in (0, 1, *self.domains):
+            self.invalidate_iotlb("domain", domain_id)
+
+    def submit(self, *commands: bytes) -> None:
+        """Put commands into the command buffer and ring the doorbell (AMD-Vi 3.3).
+
+        Raises:
+            RuntimeError: if the driver is not started.
+            TimeoutError: if the buffer stays full.
+        """
+        if self._commands == 0:
+            raise RuntimeError("the command buffer is not on")
+        for command in commands:
+            self._put(command)
+        self._ring()
+
+    def _put(self, command: bytes) -> None:
+        following = (self._tail + 1) % RING_SIZE
+        if self._head() == following:
+            self._ring()
+            self._until(lambda: self._head() != following, "command buffer full")
+        self.memory.write(self._commands + ENTRY_SIZE * self._tail, command)
+        self._tail = following
+
+    def _ring(self) -> None:
+        self.unit.write("CmdBufTail", ENTRY_SIZE * self._tail)
+
+    def _head(self) -> int:
+        return self.unit.read("CmdBufHead") // ENTRY_SIZE
+
+    def wait(self) -> None:
+        """Return once every command submitted so far is complete; see `Driver.wait`."""
+        if self.invalidation != "queue":
+            return
+        self._waits += 1
+        number = self._waits
+        self.submit(CompletionWait.build(s=1, store_address=self._status, store_data=number))
+        self._until(lambda: self._waited(number), "COMPLETION_WAIT")
+
+    def _waited(self, number: int) -> bool:
+        if not self.unit.field("Status", "CmdBufRun"):
+            raise RuntimeError(f"the command buffer stopped at command {self._head()}")
+        return int.from_bytes(self.memory.read(self._status, 8), "little") == number
+
+    # ---- events ------------------------------------------------------------------------------
+
+    def faults(self) -> list[EventRecord]:
+        """Take the events from the log, oldest first (AMD-Vi 3.3, 3.6)."""
+        head, tail = self.unit.read("EvtLogHead"), self.unit.read("EvtLogTail")
+        records = []
+        while head != tail:
+            records.append(EventRecord.decode(self.memory.read(self._events + head, ENTRY_SIZE)))
+            head = (head + ENTRY_SIZE) % PAGE_SIZE
+        self.unit.write("EvtLogHead", head)
+        overflow = self.unit.field_info("Status", "EventOverflow").mask
+        pending = overflow | self.unit.field_info("Status", "EventLogInt").mask
+        self.unit.write("Status", pending)
+        return records
+
+
+def _check_granularity(name: str, allowed: tuple[str, ...]) -> None:
+    if name not in allowed:
+        raise ValueError(f"granularity must be one of {', '.join(allowed)}, not {name!r}")

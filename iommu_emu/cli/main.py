@@ -1,0 +1,42 @@
+"""The command `iommu-emu`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from iommu_emu import __version__
+from iommu_emu.cli import acpi, demo
+
+DESCRIPTION = """\
+A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
+
+  iommu-emu demo                        see an IOMMU at work, and a driver's mistake caught
+  iommu-emu acpi show q35-vtd           read a DMAR or IVRS table, from a file or built in
+  iommu-emu acpi check FILE             what is odd in a firmware's table
+  iommu-emu bench                       what a translation costs here, beside its floor
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (0 done, 1 findings, 2 bad input)."""
+    parser = argparse.ArgumentParser(
+        prog="iommu-emu",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"iommu-emu {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (demo, acpi):
+        module.add_parser(commands)
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

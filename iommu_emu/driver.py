@@ -1,0 +1,297 @@
+"""What the small software drivers of both vendors share: domains, and what they owe the caches.
+
+A driver programs its unit as an operating system does, through registers and memory alone, and
+invalidates strictly: an unmap returns when nothing stale is left. `invalidate=False` stages the
+mistake of forgetting that.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from iommu_emu.core import Access
+from iommu_emu.page_table import EntryFormat, FrameAllocator, PageTable
+from iommu_emu.unit import Unit
+
+if TYPE_CHECKING:
+    from iommu_emu.machine import Machine
+
+__all__ = ["Domain", "Driver", "Fault", "parse_permissions"]
+
+PERMISSIONS = {"r": Access.READ, "w": Access.WRITE, "rw": Access.READ | Access.WRITE}
+
+UnitT = TypeVar("UnitT", bound=Unit)
+
+
+class Fault(Protocol):
+    """What a driver reports of a blocked request, whoever the vendor is."""
+
+    @property
+    def requester(self) -> int:
+        """Requester ID."""
+
+    @property
+    def address(self) -> int:
+        """Input address; VT-d reports its page."""
+
+    @property
+    def access(self) -> Access:
+        """What the request tried."""
+
+    @property
+    def code(self) -> int:
+        """Architectural code."""
+
+    @property
+    def name(self) -> str:
+        """Short name of the code."""
+
+    @property
+    def condition(self) -> str:
+        """What the code means."""
+
+
+def parse_permissions(text: str) -> Access:
+    """Return the permissions that "r", "w" or "rw" stands for.
+
+    Raises:
+        ValueError: if it is another string.
+    """
+    try:
+        return PERMISSIONS[text]
+    except KeyError:
+        raise ValueError(f'permissions must be "r", "w" or "rw", not {text!r}') from None
+
+
+class Domain:
+    """An address space that devices are attached to; made by `Driver.create_domain`.
+
+    Attributes:
+        id: domain ID.
+        table: its page table.
+    """
+
+    def __init__(self, driver: Driver[Any], domain_id: int, table: PageTable) -> None:
+        self._driver = driver
+        self._unflushed: list[int] = []  # frames of tables that caches may still point to
+        self.id = domain_id
+        self.table = table
+
+    def __repr__(self) -> str:
+        return f"<Domain {self.id}, {self.table.levels} levels at {self.table.root:#x}>"
+
+    def map(
+        self,
+        iova: int,
+        physical: int,
+        size: int,
+        permissions: str = "rw",
+        page_size: int | Sequence[int] | None = None,
+        *,
+        invalidate: bool = True,
+    ) -> None:
+        """Map a range of input addresses.
+
+        Args:
+            iova: first input address.
+            physical: physical address that it goes to.
+            size: bytes.
+            permissions: "r", "w" or "rw".
+            page_size: the size of page to use, or several to pick from, in bytes; None: the
+                largest that fit, of what the unit supports.
+            invalidate: invalidate what a unit with caching mode (NpCache) may hold.
+
+        Raises:
+            ValueError: if a number is not aligned or out of range, or part of it is mapped;
+                nothing is mapped then.
+            MemoryError: if the driver has no frames left; nothing is mapped then.
+        """
+        sizes = [page_size] if isinstance(page_size, int) else page_size
+        self.table.map(iova, physical, size, parse_permissions(permissions), sizes)
+        if invalidate:
+            self._driver.mapped(self, iova, size)
+
+    def unmap(self, iova: int, size: int, *, invalidate: bool = True) -> None:
+        """Unmap a range of input addresses.
+
+        Args:
+            iova: first input address.
+            size: bytes.
+            invalidate: False leaves what the caches hold; `flush` makes up for it.
+
+        Raises:
+            ValueError: if part of it is not mapped, or a page would be split; nothing is
+                unmapped then.
+        """
+        freed = self.table.unmap(iova, size)
+        self._unflushed += freed
+        if invalidate:
+            # Tables went away: paging-structure caches may point to them (VT-d IH=0, AMD PDE=1).
+            self._driver.invalidate_range(self, iova, size, keep_tables=not self._unflushed)
+            self._release()
+
+    def flush(self) -> None:
+        """Invalidate everything that is cached of this domain."""
+        self._driver.invalidate_domain(self)
+        self._release()
+
+    def _release(self) -> None:
+        self._driver.frames.release(self._unflushed)
+        self._unflushed.clear()
+
+
+class Driver(ABC, Generic[UnitT]):
+    """Programs one unit.
+
+    Args:
+        machine: the machine.
+        unit: the unit, as it is after reset.
+        frames: range of RAM that the driver may use for its tables and queues.
+        invalidation: "queue", "register" (VT-d only), or "none": caches are never invalidated.
+
+    Attributes:
+        frames: allocator of that RAM.
+
+    Raises:
+        ValueError: if the unit does not support the way of invalidation.
+    """
+
+    WAYS: tuple[str, ...] = ("queue", "none")
+
+    def __init__(
+        self, machine: Machine, unit: UnitT, frames: range, invalidation: str = "queue"
+    ) -> None:
+        if invalidation not in self.WAYS:
+            raise ValueError(f"invalidation must be one of {self.WAYS}, not {invalidation!r}")
+        self.machine = machine
+        self.unit = unit
+        self.invalidation = invalidation
+        self.memory = machine.memory
+        self.frames = FrameAllocator(self.memory, frames)
+        self.domains: dict[int, Domain] = {}
+        self.attached: dict[int, int] = {}  # requester ID: domain ID
+
+    # ---- what vendors provide ----------------------------------------------------------------
+
+    @abstractmethod
+    def start(self) -> None:
+        """Bring the unit up with every device blocked."""
+
+    @abstractmethod
+    def entry_format(self) -> EntryFormat:
+        """Return how page-table entries are encoded for this unit."""
+
+    @abstractmethod
+    def domain_ids(self) -> range:
+        """Return the domain IDs that domains may have."""
+
+    @abstractmethod
+    def attach(self, domain: Domain, requester: int, *, invalidate: bool = True) -> None:
+        """Let a device translate through a domain.
+
+        A device that is attached already changes its domain.
+
+        Args:
+            domain: a domain of this driver.
+            requester: requester ID, 16 bits.
+            invalidate: False leaves the old context in the caches.
+        """
+
+    @abstractmethod
+    def detach(self, requester: int, *, invalidate: bool = True) -> None:
+        """Block a device.
+
+        Raises:
+            ValueError: if it is not attached.
+        """
+
+    @abstractmethod
+    def pass_through(self, requester: int, *, invalidate: bool = True) -> None:
+        """Let a device reach physical memory untranslated.
+
+        Raises:
+            ValueError: if the unit does not support that.
+        """
+
+    @abstractmethod
+    def mapped(self, domain: Domain, iova: int, size: int) -> None:
+        """Do what is owed after something was mapped."""
+
+    @abstractmethod
+    def invalidate_range(
+        self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
+    ) -> None:
+        """Invalidate the translations of a range, at least, and wait.
+
+        Args:
+            domain: whose.
+            iova: first input address.
+            size: bytes.
+            keep_tables: no table changed but those with the leaves.
+        """
+
+    @abstractmethod
+    def invalidate_domain(self, domain: Domain) -> None:
+        """Invalidate every translation of a domain, and wait."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Return once every invalidation submitted so far is complete.
+
+        Raises:
+            TimeoutError: if nothing is left that could complete them.
+            RuntimeError: if the unit reports an error.
+        """
+
+    @abstractmethod
+    def faults(self) -> Sequence[Fault]:
+        """Take what the unit recorded, oldest first, and clear it."""
+
+    # ---- shared ------------------------------------------------------------------------------
+
+    def create_domain(self, levels: int = 4) -> Domain:
+        """Return a new, empty domain.
+
+        Args:
+            levels: depth of its page table.
+
+        Raises:
+            ValueError: if the unit does not support the depth, or is out of domain IDs.
+        """
+        free = (number for number in self.domain_ids() if number not in self.domains)
+        domain_id = next(free, None)
+        if domain_id is None:
+            raise ValueError(f"all {len(self.domain_ids())} domain IDs are taken")
+        table = PageTable(self.memory, self.frames, self.entry_format(), levels)
+        domain = Domain(self, domain_id, table)
+        self.domains[domain_id] = domain
+        return domain
+
+    def destroy_domain(self, domain: Domain) -> None:
+        """Free a domain, its tables and its ID.
+
+        Raises:
+            ValueError: if devices are attached to it.
+        """
+        users = [requester for requester, used in self.attached.items() if used == domain.id]
+        if users:
+            raise ValueError(f"requester {users[0]:#06x} is attached to domain {domain.id}")
+        domain.flush()
+        self.frames.release(domain.table.frames())
+        del self.domains[domain.id]
+
+    def _check_requester(self, requester: int) -> None:
+        if not 0 <= requester <= 0xFFFF:
+            raise ValueError(f"requester must be in 0..0xffff, not {requester:#x}")
+
+    def _check_domain(self, domain: Domain) -> None:
+        if self.domains.get(domain.id) is not domain:
+            raise ValueError(f"domain {domain.id} is not one of this driver's")
+
+    def _until(self, done: Callable[[], bool], what: str) -> None:
+        """Let virtual time pass until something is done."""
+        while not done():
+            if not self.machine.clock.run_to_next_event():
+                raise TimeoutError(f"{what}: not complete, and no event is due")

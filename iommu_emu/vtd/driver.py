@@ -1,0 +1,366 @@
+"""A small software driver for VT-d in legacy mode."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iommu_emu.core import Access
+from iommu_emu.driver import Domain, Driver
+from iommu_emu.page_table import PAGE_SIZE, EntryFormat
+from iommu_emu.vtd.capabilities import Capabilities
+from iommu_emu.vtd.faults import FaultRecord
+from iommu_emu.vtd.structures import (
+    ContextEntry,
+    ContextInvalidation,
+    IotlbInvalidation,
+    RootEntry,
+    WaitDescriptor,
+    second_stage_page,
+    second_stage_table,
+)
+from iommu_emu.vtd.unit import VtdUnit
+
+if TYPE_CHECKING:
+    from iommu_emu.machine import Machine
+
+__all__ = ["SecondStageFormat", "VtdDriver"]
+
+GRANULARITIES = {"global": 1, "domain": 2, "device": 3, "page": 3}
+DESCRIPTOR_SIZE = 16
+QUEUE_SIZE = PAGE_SIZE // DESCRIPTOR_SIZE
+FRCD_F = 1 << 127
+MESSAGE_ADDRESS = 0xFEE0_0000
+
+
+class SecondStageFormat(EntryFormat):
+    """Second-stage entries (VT-d 4.8).
+
+    Args:
+        capabilities: of the unit.
+        host_address_width: bits.
+    """
+
+    def __init__(self, capabilities: Capabilities, host_address_width: int) -> None:
+        self.levels = capabilities.levels
+        self.page_shifts = frozenset({12}) | capabilities.large_pages
+        self.preferred_shifts = self.page_shifts
+        self.output_bits = host_address_width
+        self._widest = capabilities.guest_address_width
+
+    def input_bits(self, levels: int) -> int:
+        """Return the width of an input address: min(MGAW, AGAW) (VT-d 4.3)."""
+        return min(self._widest, 12 + 9 * levels)
+
+    def table_entry(self, level: int, address: int) -> int:
+        """Return the entry that points to a table."""
+        return second_stage_table(level).build_int(r=1, w=1, address=address)
+
+    def leaf_entry(self, shift: int, permissions: Access) -> int:
+        """Return the entry of a page at address 0."""
+        leaf = second_stage_page((shift - 12) // 9 + 1)
+        return leaf.build_int(r=int(Access.READ in permissions), w=int(Access.WRITE in permissions))
+
+
+class VtdDriver(Driver[VtdUnit]):
+    """Programs a VT-d unit; see `Driver` for what both vendors offer."""
+
+    WAYS = ("queue", "register", "none")
+
+    def __init__(
+        self, machine: Machine, unit: VtdUnit, frames: range, invalidation: str = "queue"
+    ) -> None:
+        super().__init__(machine, unit, frames, invalidation)
+        if invalidation == "queue" and not unit.capabilities.queued_invalidation:
+            raise ValueError("invalidation must not be 'queue': the unit has no queue")
+        self._contexts: dict[int, int] = {}  # bus: address of its context table
+        self._tail = 0
+        self._waits = 0
+        self._root = 0
+        self._queue = 0
+        self._status = 0
+
+    # ---- bringing the unit up ----------------------------------------------------------------
+
+    def start(self, *, fault_vector: int = 0x30) -> None:
+        """Bring the unit up with every device blocked (VT-d 2.4).
+
+        Args:
+            fault_vector: interrupt vector of fault events, 16..254.
+        """
+        if not 16 <= fault_vector <= 254:
+            raise ValueError(f"fault_vector must be in 16..254, not {fault_vector}")
+        self._root = self.frames.take()
+        self.unit.write("RTADDR", self._root)
+        self.command("SRTP", True, "RTPS")
+        if self.invalidation == "queue":
+            self._start_queue()
+        self.invalidate_context()
+        self.invalidate_iotlb()
+        self.wait()
+        self.unit.write("FEDATA", fault_vector)
+        self.unit.write("FEADDR", MESSAGE_ADDRESS)
+        self.unit.write("FEUADDR", 0)
+        self.unit.write_field("FECTL", "IM", 0)
+        self.command("TE", True, "TES")
+
+    def stop(self) -> None:
+        """Switch translation off: every request passes untranslated from then on."""
+        self.command("TE", False, "TES")
+
+    def _start_queue(self) -> None:
+        self._queue = self.frames.take()
+        self._status = self.frames.take()
+        self._tail = 0
+        self.unit.write("IQT", 0)
+        self.unit.write("IQA", self._queue)
+        self.command("QIE", True, "QIES")
+
+    def command(self, command: str, on: bool, status: str) -> None:
+        """Change one bit of GCMD and wait for its status bit (VT-d 2.4).
+
+        Args:
+            command: field of GCMD.
+            on: wanted state; one-shot commands take True.
+            status: field of GSTS.
+        """
+        one_shot = sum(self.unit.field_info("GCMD", name).mask for name in ("SRTP", "WBF", "SIRTP"))
+        mask = self.unit.field_info("GCMD", command).mask
+        kept = self.unit.read("GSTS") & ~one_shot & ~mask
+        self.unit.write("GCMD", kept | (mask if on else 0))
+        wanted = int(on and command != "WBF")
+        self._until(lambda: self.unit.field("GSTS", status) == wanted, f"GCMD.{command}")
+
+    # ---- devices -----------------------------------------------------------------------------
+
+    def entry_format(self) -> EntryFormat:
+        """Return how page-table entries are encoded for this unit."""
+        return SecondStageFormat(self.unit.capabilities, self.unit.config.host_address_width)
+
+    def domain_ids(self) -> range:
+        """Return the usable domain IDs: 0 tags faulting entries (VT-d 9.5), 1 pass-through."""
+        return range(2, 1 << self.unit.capabilities.domain_bits)
+
+    def context_entry_address(self, requester: int) -> int:
+        """Return the address of a device's context entry; its context table is made if needed."""
+        self._check_requester(requester)
+        bus = requester >> 8
+        if bus not in self._contexts:
+            table = self._contexts[bus] = self.frames.take()
+            root = RootEntry.build(p=1, ctp=table)
+            self.memory.write(self._root + RootEntry.size * bus, root)
+            if self.unit.capabilities.caching_mode:
+                self.invalidate_context()
+                self.wait()
+        return self._contexts[bus] + ContextEntry.size * (requester & 0xFF)
+
+    def attach(self, domain: Domain, requester: int, *, invalidate: bool = True) -> None:
+        """Let a device translate through a domain; see `Driver.attach`."""
+        self._check_domain(domain)
+        entry = ContextEntry.build(
+            p=1, tt=0, ssptptr=domain.table.root, aw=domain.table.levels - 2, did=domain.id
+        )
+        self._set_context(requester, entry, invalidate)
+        self.attached[requester] = domain.id
+
+    def pass_through(self, requester: int, *, invalidate: bool = True) -> None:
+        """Let a device reach physical memory untranslated; see `Driver.pass_through`."""
+        capabilities = self.unit.capabilities
+        if not capabilities.pass_through:
+            raise ValueError("the unit does not support pass-through (ECAP.PT)")
+        entry = ContextEntry.build(p=1, tt=2, aw=max(capabilities.levels) - 2, did=1)
+        self._set_context(requester, entry, invalidate)
+        self.attached[requester] = 1
+
+    def detach(self, requester: int, *, invalidate: bool = True) -> None:
+        """Block a device; see `Driver.detach`."""
+        if requester not in self.attached:
+            raise ValueError(f"requester {requester:#06x} is not attached")
+        self._set_context(requester, bytes(ContextEntry.size), invalidate)
+        del self.attached[requester]
+
+    def _set_context(self, requester: int, entry: bytes, invalidate: bool) -> None:
+        """Write a context entry, and invalidate as VT-d 9.4 asks."""
+        address = self.context_entry_address(requester)
+        old = ContextEntry.parse(self.memory.read(address, ContextEntry.size))
+        self.memory.write(address, entry)
+        if not invalidate:
+            return
+        if old.p:
+            self.invalidate_context("device", old.did, requester)
+            self.invalidate_iotlb("domain", old.did)
+            self.wait()
+        elif self.unit.capabilities.caching_mode:
+            self.invalidate_context("device", 0, requester)
+            self.invalidate_iotlb("domain", ContextEntry.parse(entry).did)
+            self.wait()
+        else:
+            self._flush_write_buffer()
+
+    # ---- what mappings owe -------------------------------------------------------------------
+
+    def mapped(self, domain: Domain, iova: int, size: int) -> None:
+        """Do what is owed after something was mapped (VT-d 9.5, RWBF)."""
+        if self.unit.capabilities.caching_mode:
+            self.invalidate_range(domain, iova, size)
+        else:
+            self._flush_write_buffer()
+
+    def _flush_write_buffer(self) -> None:
+        if self.unit.capabilities.write_buffer_flush:
+            self.command("WBF", True, "WBFS")
+
+    def invalidate_range(
+        self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
+    ) -> None:
+        """Invalidate the translations of a range, at least, and wait."""
+        first, last = iova // PAGE_SIZE, (iova + size - 1) // PAGE_SIZE
+        mask = (first ^ last).bit_length()
+        capabilities = self.unit.capabilities
+        if capabilities.page_selective and mask <= capabilities.max_address_mask:
+            self.invalidate_iotlb("page", domain.id, iova, mask, keep_tables=keep_tables)
+        else:
+            self.invalidate_iotlb("domain", domain.id)
+        self.wait()
+
+    def invalidate_domain(self, domain: Domain) -> None:
+        """Invalidate every translation of a domain, and wait."""
+        self.invalidate_iotlb("domain", domain.id)
+        self.wait()
+
+    # ---- invalidation commands ---------------------------------------------------------------
+
+    def invalidate_context(
+        self,
+        granularity: str = "global",
+        domain_id: int = 0,
+        requester: int = 0,
+        function_mask: int = 0,
+    ) -> None:
+        """Start a context-cache invalidation; `wait` for it (VT-d 2.6, 7.2).
+
+        Args:
+            granularity: "global", "domain" or "device".
+            domain_id: for "domain" and "device".
+            requester: for "device".
+            function_mask: for "device": 0 none, 1 bit 2, 2 bits 2:1, 3 bits 2:0 ignored.
+        """
+        code = _granularity(granularity, ("global", "domain", "device"))
+        if self.invalidation == "queue":
+            self.submit(
+                ContextInvalidation.build(g=code, did=domain_id, sid=requester, fm=function_mask)
+            )
+        elif self.invalidation == "register":
+            self.wait()
+            self._write_fields(
+                "CCMD", ICC=1, CIRG=code, DID=domain_id, SID=requester, FM=function_mask
+            )
+
+    def invalidate_iotlb(
+        self,
+        granularity: str = "global",
+        domain_id: int = 0,
+        iova: int = 0,
+        address_mask: int = 0,
+        *,
+        keep_tables: bool = False,
+    ) -> None:
+        """Start an IOTLB invalidation, with draining; `wait` for it (VT-d 2.7, 7.2).
+
+        Args:
+            granularity: "global", "domain" or "page".
+            domain_id: for "domain" and "page".
+            iova: for "page": an address in the range.
+            address_mask: for "page": the range is 2**n pages, aligned to its size.
+            keep_tables: for "page": paging-structure caches may be kept (IH).
+        """
+        code = _granularity(granularity, ("global", "domain", "page"))
+        page = granularity == "page"
+        where = {
+            "am": address_mask if page else 0,
+            "ih": int(keep_tables and page),
+            "addr": iova & ~(PAGE_SIZE - 1) if page else 0,
+        }
+        capabilities = self.unit.capabilities
+        drain = {"dw": int(capabilities.drain_writes), "dr": int(capabilities.drain_reads)}
+        if self.invalidation == "queue":
+            self.submit(IotlbInvalidation.build(g=code, did=domain_id, **drain, **where))
+        elif self.invalidation == "register":
+            self.wait()
+            if page:
+                address = where["addr"] >> self.unit.field_info("IVA", "ADDR").low
+                self._write_fields("IVA", AM=where["am"], IH=where["ih"], ADDR=address)
+            self._write_fields(
+                "IOTLB", IVT=1, IIRG=code, DID=domain_id, DW=drain["dw"], DR=drain["dr"]
+            )
+
+    def _write_fields(self, register: str, **values: int) -> None:
+        info = {name: self.unit.field_info(register, name) for name in values}
+        self.unit.write(register, sum(value << info[name].low for name, value in values.items()))
+
+    def submit(self, *descriptors: bytes) -> None:
+        """Put descriptors on the invalidation queue and ring the doorbell (VT-d 7.1).
+
+        Raises:
+            RuntimeError: if the queue is not on.
+            TimeoutError: if the queue stays full.
+        """
+        if self._queue == 0:
+            raise RuntimeError("the invalidation queue is not on")
+        for descriptor in descriptors:
+            self._put(descriptor)
+        self._ring()
+
+    def _put(self, descriptor: bytes) -> None:
+        following = (self._tail + 1) % QUEUE_SIZE
+        if self._head() == following:
+            self._ring()
+            self._until(lambda: self._head() != following, "invalidation queue full")
+        self.memory.write(self._queue + DESCRIPTOR_SIZE * self._tail, descriptor)
+        self._tail = following
+
+    def _ring(self) -> None:
+        self.unit.write("IQT", DESCRIPTOR_SIZE * self._tail)
+
+    def _head(self) -> int:
+        return self.unit.read("IQH") // DESCRIPTOR_SIZE
+
+    def wait(self) -> None:
+        """Return once every invalidation submitted so far is complete; see `Driver.wait`."""
+        if self.invalidation == "queue":
+            self._waits += 1
+            number = self._waits & 0xFFFF_FFFF
+            self.submit(WaitDescriptor.build(sw=1, status_data=number, status_address=self._status))
+            self._until(lambda: self._waited(number), "invalidation wait descriptor")
+        elif self.invalidation == "register":
+            self._wait_register("CCMD", "ICC", "CAIG")
+            self._wait_register("IOTLB", "IVT", "IAIG")
+
+    def _waited(self, number: int) -> bool:
+        if self.unit.field("FSTS", "IQE"):
+            code = self.unit.field("IQERCD", "IQEI")
+            raise RuntimeError(
+                f"invalidation queue error {code} at descriptor {self._head()} (VT-d 7.6)"
+            )
+        return int.from_bytes(self.memory.read(self._status, 4), "little") == number
+
+    def _wait_register(self, register: str, busy: str, performed: str) -> None:
+        self._until(lambda: not self.unit.field(register, busy), f"{register}.{busy}")
+        requested = self.unit.field(register, {"CCMD": "CIRG", "IOTLB": "IIRG"}[register])
+        if requested and not self.unit.field(register, performed):
+            raise RuntimeError(f"{register}: the unit refused the invalidation ({performed}=0)")
+
+    # ---- faults ------------------------------------------------------------------------------
+
+    def faults(self) -> list[FaultRecord]:
+        """Take the fault records, oldest first, and clear them (VT-d 2.8, 8.1)."""
+        records = self.unit.fault_records()
+        for record in records:
+            self.unit.write("FRCD", FRCD_F, record.index)
+        self.unit.write("FSTS", self.unit.field_info("FSTS", "PFO").mask)
+        return records
+
+
+def _granularity(name: str, allowed: tuple[str, ...]) -> int:
+    if name not in allowed:
+        raise ValueError(f"granularity must be one of {', '.join(allowed)}, not {name!r}")
+    return GRANULARITIES[name]
