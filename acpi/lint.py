@@ -101,15 +101,16 @@ def _padding(table: Table, section: str) -> Iterator[Finding]:
         expected = b"\0" if isinstance(record, Andd) else b""
         if unknown or record.rest == expected:
             continue
-        at = record.offset + record.measure() - len(record.rest)
+        extra = record.rest.removeprefix(expected)
+        at = record.offset + record.measure() - len(extra)
         what = type(record).__name__
         if not record.rest:
             yield Finding("warning", "name-unterminated", at, f"{what} ends without a NUL", section)
-        elif any(record.rest):
-            reason = f"{len(record.rest)} unexplained bytes at the end of the {what}"
+        elif any(extra):
+            reason = f"{len(extra)} unexplained bytes at the end of the {what}"
             yield Finding("warning", "stray-bytes", at, reason, section)
         else:
-            reason = f"{len(record.rest)} bytes of padding at the end of the {what}"
+            reason = f"{len(extra)} bytes of padding at the end of the {what}"
             yield Finding("note", "padding", at, reason, section)
 
 

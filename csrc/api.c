@@ -449,11 +449,12 @@ int iemu_unit_watch(struct iemu_unit *unit, bool on)
 size_t iemu_unit_stale_uses(struct iemu_unit *unit, struct iemu_stale_use *uses, size_t count,
                             uint64_t *lost)
 {
-    struct iemu_watch *watch = unit->watch;
+    struct iemu_watch *watch;
     size_t taken = 0;
     LOCKED(unit->machine);
 
     *lost = 0;
+    watch = unit->watch;
     if (!watch)
         return 0;
     while (taken < count && watch->count) {

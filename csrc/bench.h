@@ -32,7 +32,7 @@ struct iemu_bench {
     uint16_t requester;
     uint16_t records;         /* fault records, a power of two up to 256 */
     uint32_t reg;             /* offset of the register to read */
-    uint32_t tail;            /* offset of the queue's tail register, which is 0 before */
+    uint32_t tail;            /* offset of the queue's tail register */
     uint32_t record;          /* offset of the first fault record */
     uint64_t queue;           /* physical address of a queue of 256 descriptors */
     uint64_t invalidation[2]; /* descriptor with an address of 0 */

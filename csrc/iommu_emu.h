@@ -418,7 +418,10 @@ struct iemu_stale_use {
     uint8_t level;    /* enum iemu_table_level that changed */
     uint8_t reserved[2];
 };
-/* Switches the detector; entries cached before it was on are reported with an unknown level. */
+/*
+ * Switches the detector. Of what was cached before it was on it cannot tell which level changed
+ * (IEMU_LEVEL_UNKNOWN), unless that is a level read since.
+ */
 int iemu_unit_watch(struct iemu_unit *unit, bool on);
 /* Takes up to `count` reports, oldest first. *lost: reports dropped since the last call. */
 size_t iemu_unit_stale_uses(struct iemu_unit *unit, struct iemu_stale_use *uses, size_t count,

@@ -83,35 +83,53 @@ static bool same_answer(const struct iemu_result *a, const struct iemu_result *b
             (a->address == b->address && a->attributes == b->attributes));
 }
 
-/* The outermost step in which the two trails part. */
+static const struct iemu_trail_step *step_of_level(const struct iemu_trail *trail, uint8_t level)
+{
+    for (unsigned i = 0; i < trail->count; i++) {
+        if (trail->step[i].level == level)
+            return &trail->step[i];
+    }
+    return NULL;
+}
+
+static void changed(struct iemu_stale_use *use, const struct iemu_trail_step *before,
+                    const struct iemu_trail_step *after, unsigned word)
+{
+    use->level = after->level;
+    use->entry = after->entry + 8 * word;
+    use->before = before->value[word];
+    use->after = after->value[word];
+}
+
+/* The outermost step in which the two trails part; parts without a trail stay unknown. */
 static void find_change(struct iemu_stale_use *use, const struct iemu_trail *used,
                         const struct iemu_trail *now)
 {
-    for (unsigned i = 0; i < used->count && i < now->count; i++) {
-        const struct iemu_trail_step *before = &used->step[i], *after = &now->step[i];
+    if (!now->count)
+        use->level = IEMU_LEVEL_REGISTER; /* no table is reached at all any more */
+    for (unsigned i = 0; i < used->count; i++) {
+        const struct iemu_trail_step *before = &used->step[i];
+        const struct iemu_trail_step *after = step_of_level(now, before->level);
 
+        if (!after)
+            continue;
         if (before->entry != after->entry) {
             /* Another entry was reached: what points here was changed. */
-            use->level = i ? now->step[i - 1].level : IEMU_LEVEL_REGISTER;
-            if (i) {
-                use->entry = now->step[i - 1].entry;
-                use->before = used->step[i - 1].value[0];
-                use->after = now->step[i - 1].value[0];
-            }
+            if (used->unknown)
+                return;
+            if (i)
+                changed(use, &used->step[i - 1], &now->step[i - 1], 0);
+            else
+                use->level = IEMU_LEVEL_REGISTER;
             return;
         }
         for (unsigned word = 0; word < 4; word++) {
             if (before->value[word] != after->value[word]) {
-                use->level = after->level;
-                use->entry = after->entry + 8 * word;
-                use->before = before->value[word];
-                use->after = after->value[word];
+                changed(use, before, after, word);
                 return;
             }
         }
     }
-    if (!now->count)
-        use->level = IEMU_LEVEL_REGISTER; /* no table is reached at all any more */
 }
 
 void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *request,
@@ -136,8 +154,7 @@ void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *reque
         watch->lost++;
         return;
     }
-    if (!used->unknown)
-        find_change(&use, used, now);
+    find_change(&use, used, now);
     use.owed = owed(unit, &use);
     watch->use[(watch->first + watch->count++) % IEMU_STALE_USES] = use;
 }

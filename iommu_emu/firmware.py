@@ -4,7 +4,7 @@ Real tables have quirks; none of them stops the build, and `Machine.notes` names
 
 - a unit at base 0 is left out (firmware lists units that it has switched off);
 - of two units at one base, and of two INCLUDE_PCI_ALL units in a segment, the first counts;
-- a window that is larger than its base is aligned to is cut to what is aligned;
+- a window that is not aligned to its size, or reaches into the next unit's, is cut;
 - a structure that is listed twice counts once;
 - a path through a bridge that nobody described gets the bridge built: as a root port on a root
   bus, as a switch port below; so a table alone makes a machine with the buses it speaks of;
@@ -21,13 +21,16 @@ from iommu_emu.acpi.dmar import DeviceScope, Dmar, Drhd, Rmrr, Scoped
 from iommu_emu.acpi.ivrs import Ivhd, Ivmd, IvmdFlags, Ivrs
 from iommu_emu.acpi.platforms import Device as PlatformDevice
 from iommu_emu.acpi.table import AnyTable
-from iommu_emu.amdvi.unit import AmdviConfig, AmdviUnit
+from iommu_emu.amdvi import presets as amdvi_presets
+from iommu_emu.amdvi.unit import AmdviUnit
+from iommu_emu.core import FullError
 from iommu_emu.machine import Machine, ReservedRegion
 from iommu_emu.pci.address import format_requester
 from iommu_emu.pci.topology import Bridge, FirmwareAlias, PortType
 from iommu_emu.routing import LAST_REQUESTER, Rule, RuleKind
 from iommu_emu.unit import MAX_WINDOW, Unit
-from iommu_emu.vtd.unit import VtdConfig, VtdUnit
+from iommu_emu.vtd import presets as vtd_presets
+from iommu_emu.vtd.unit import VtdUnit
 
 ENDPOINT, SUB_HIERARCHY, IOAPIC, HPET = 1, 2, 3, 4  # device scope types (VT-d 12.3)
 _PCI = (ENDPOINT, SUB_HIERARCHY)
@@ -37,23 +40,30 @@ _PAGE = 4096
 __all__ = ["build_bridges", "populate"]
 
 
-def populate(machine: Machine, table: AnyTable | bytes, unit_config: Mapping[str, Any]) -> None:
+def populate(
+    machine: Machine,
+    table: AnyTable | bytes,
+    preset: str = "default",
+    unit_config: Mapping[str, Any] | None = None,
+) -> None:
     """Add what a DMAR or IVRS table describes to a machine.
 
     Args:
         machine: a machine without units.
         table: a parsed table, or its bytes.
-        unit_config: values of the units' configuration that differ from its defaults.
+        preset: name of a unit preset of the vendor (`vtd.presets`, `amdvi.presets`).
+        unit_config: values of the units' configuration that differ from table and preset.
 
     Raises:
         AcpiError: if bytes are no valid table.
         ValueError: if a unit cannot be built; the message says which, and why.
     """
     parsed = acpi.parse(table) if isinstance(table, (bytes, bytearray, memoryview)) else table
+    options = {"name": preset, **(unit_config or {})}
     if isinstance(parsed, Dmar):
-        rules = _populate_dmar(machine, parsed, unit_config)
+        rules = _populate_dmar(machine, parsed, options)
     elif isinstance(parsed, Ivrs):
-        rules = _populate_ivrs(machine, parsed, unit_config)
+        rules = _populate_ivrs(machine, parsed, options)
     else:
         raise ValueError(f"table must be a DMAR or IVRS, not {type(parsed).__name__}")
     machine.rules = rules
@@ -85,12 +95,12 @@ def build_bridges(machine: Machine, devices: Iterable[PlatformDevice]) -> None:
 # ---- DMAR (VT-d 12) ------------------------------------------------------------------------
 
 
-def _populate_dmar(machine: Machine, table: Dmar, unit_config: Mapping[str, Any]) -> list[Rule]:
+def _populate_dmar(machine: Machine, table: Dmar, options: Mapping[str, Any]) -> list[Rule]:
     _build_missing_bridges(machine, table)
     rules: list[Rule] = []
     units: dict[tuple[int, int], Unit] = {}
     for drhd in table.units():
-        unit = _vtd_unit(machine, table, drhd, units, unit_config)
+        unit = _vtd_unit(machine, table, drhd, units, options)
         if unit is not None:
             rules += _drhd_rules(machine, drhd, unit, rules)
     for rmrr in table.find(Rmrr):
@@ -103,7 +113,7 @@ def _vtd_unit(
     table: Dmar,
     drhd: Drhd,
     units: dict[tuple[int, int], Unit],
-    unit_config: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> Unit | None:
     base = drhd.base_address
     what = f"DRHD at {base:#x} in segment {drhd.segment}"
@@ -115,26 +125,29 @@ def _vtd_unit(
         return None
     config: dict[str, Any] = {
         "base": base,
-        "window": _window(machine, what, base, drhd.register_window),
+        "window": _window(machine, table, drhd),
         "host_address_width": table.host_address_width,
-        **unit_config,
+        **options,
     }
     try:
-        unit = VtdUnit(machine, VtdConfig(**config), drhd.segment)
-    except ValueError as error:
+        unit = VtdUnit(machine, vtd_presets.preset(**config), drhd.segment)
+    except (ValueError, FullError) as error:
         raise ValueError(f"{what}: {error}") from error
     units[drhd.segment, base] = unit
     return unit
 
 
-def _window(machine: Machine, what: str, base: int, window: int) -> int:
-    """Return the largest window that is aligned at its base and allowed."""
-    aligned = min(window, MAX_WINDOW)
-    while base % aligned and aligned > _PAGE:
-        aligned //= 2
-    if aligned != window:
-        machine.notes.append(f"{what}: window of {window:#x} bytes cut to {aligned:#x}")
-    return aligned
+def _window(machine: Machine, table: Dmar, drhd: Drhd) -> int:
+    """Return the largest window that is aligned at its base and ends before the next unit."""
+    base, window = drhd.base_address, min(drhd.register_window, MAX_WINDOW)
+    end = min((d.base_address for d in table.units() if d.base_address > base), default=1 << 64)
+    while window > _PAGE and (base % window or base + window > end):
+        window //= 2
+    if window != drhd.register_window:
+        machine.notes.append(
+            f"DRHD at {base:#x}: window of {drhd.register_window:#x} bytes cut to {window:#x}"
+        )
+    return window
 
 
 def _drhd_rules(machine: Machine, drhd: Drhd, unit: Unit, before: list[Rule]) -> list[Rule]:
@@ -237,14 +250,14 @@ def _build_bridge(
 # ---- IVRS (AMD-Vi 14) ------------------------------------------------------------------------
 
 
-def _populate_ivrs(machine: Machine, table: Ivrs, unit_config: Mapping[str, Any]) -> list[Rule]:
+def _populate_ivrs(machine: Machine, table: Ivrs, options: Mapping[str, Any]) -> list[Rule]:
     rules: list[Rule] = []
     units: dict[tuple[int, int], Unit] = {}
     bases: set[int] = set()
     for block in table.blocks():
         key = block.segment, block.device_id
         if key not in units:
-            unit = _amdvi_unit(machine, block, bases, unit_config)
+            unit = _amdvi_unit(machine, block, table.iv_info, bases, options)
             if unit is None:
                 continue
             units[key] = unit
@@ -255,7 +268,7 @@ def _populate_ivrs(machine: Machine, table: Ivrs, unit_config: Mapping[str, Any]
 
 
 def _amdvi_unit(
-    machine: Machine, block: Ivhd, bases: set[int], unit_config: Mapping[str, Any]
+    machine: Machine, block: Ivhd, iv_info: int, bases: set[int], options: Mapping[str, Any]
 ) -> Unit | None:
     what = f"IVHD of {format_requester(block.device_id, block.segment)}"
     base = block.base_address
@@ -267,11 +280,14 @@ def _amdvi_unit(
     config: dict[str, Any] = {
         "base": base,
         "device_id": block.device_id,
-        **unit_config,
+        **options,
     }
+    width = iv_info >> 8 & 0x7F  # PASize
+    if 32 <= width <= 52:
+        config.setdefault("host_address_width", width)
     try:
-        return AmdviUnit(machine, AmdviConfig(**config), block.segment)
-    except ValueError as error:
+        return AmdviUnit(machine, amdvi_presets.preset(**config), block.segment)
+    except (ValueError, FullError) as error:
         raise ValueError(f"{what} at {base:#x}: {error}") from error
 
 

@@ -148,6 +148,7 @@ class Machine:
         table: AnyTable | bytes,
         *,
         memory: int | Sequence[tuple[int, int]] = DEFAULT_MEMORY,
+        preset: str = "default",
         unit_config: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Machine:
@@ -156,7 +157,8 @@ class Machine:
         Args:
             table: a parsed table, or its bytes.
             memory: as for `Machine`.
-            unit_config: values of the units' configuration that differ from its defaults.
+            preset: name of a unit preset of the vendor.
+            unit_config: values of the units' configuration that differ from table and preset.
             options: further arguments of `Machine`.
 
         Raises:
@@ -167,18 +169,24 @@ class Machine:
         from iommu_emu import firmware
 
         machine = cls(memory, **options)
-        firmware.populate(machine, table, unit_config or {})
+        firmware.populate(machine, table, preset, unit_config)
         return machine
 
     @classmethod
     def from_platform(
-        cls, name: str, *, unit_config: Mapping[str, Any] | None = None, **options: Any
+        cls,
+        name: str,
+        *,
+        preset: str = "default",
+        unit_config: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Machine:
         """Build a built-in platform: its units, and its bridges with their bus numbers.
 
         Args:
             name: one of `acpi.platforms.names()`, for example "q35-vtd".
-            unit_config: values of the units' configuration that differ from its defaults.
+            preset: name of a unit preset of the vendor.
+            unit_config: values of the units' configuration that differ from table and preset.
             options: further arguments of `Machine`.
 
         Raises:
@@ -190,7 +198,7 @@ class Machine:
         machine = cls(**options)
         platform = platforms.load(name)
         firmware.build_bridges(machine, platform.devices)
-        firmware.populate(machine, platform.table, unit_config or {})
+        firmware.populate(machine, platform.table, preset, unit_config)
         return machine
 
     def __repr__(self) -> str:
@@ -331,13 +339,14 @@ class Machine:
             if function.bar_address(index):
                 continue
             large = bar.wide and bar.size > _LARGE_BAR
-            address = self._free_range(bar.size, HIGH_BARS if large else LOW_BARS)
-            function.place_bar(index, address)
+            within = HIGH_BARS if large else LOW_BARS
+            function.place_bar(index, self._free_range(bar.size, within, function))
 
-    def _free_range(self, size: int, within: range) -> int:
+    def _free_range(self, size: int, within: range, new: Function) -> int:
+        """Return where `size` bytes are free of memory, registers and BARs, those of `new` too."""
         taken = [(base, base + size) for base, size in self.memory.ranges]
         taken += [(unit.base, unit.base + unit.window) for unit in self.units]
-        for function in self.fabric.functions():
+        for function in (*self.fabric.functions(), new):
             for index, bar in function.bars.items():
                 address = function.bar_address(index)
                 taken.append((address, address + bar.size))

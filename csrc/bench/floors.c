@@ -40,9 +40,12 @@ struct iemu_floor {
 
 struct iemu_floor *iemu_floor_create(struct iemu_machine *machine, uint64_t root)
 {
-    const struct iemu_range *range = iemu_memory_find(&machine->memory, root);
+    const struct iemu_range *range;
     struct iemu_floor *floor;
 
+    pthread_mutex_lock(&machine->lock);
+    range = iemu_memory_find(&machine->memory, root);
+    pthread_mutex_unlock(&machine->lock);
     if (!range || range->kind != IEMU_RANGE_RAM)
         return NULL;
     floor = aligned_alloc(64, (sizeof(*floor) + 63) & ~(size_t)63);

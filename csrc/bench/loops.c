@@ -196,6 +196,7 @@ uint64_t iemu_bench_run(struct iemu_bench *bench, uint32_t kind, bool floor)
     stage.status = (const uint32_t *)iemu_memory_ram(memory, bench->status, 4);
     if (kind <= IEMU_BENCH_MMIO_READ && bench->length && bench->length <= PAGE_BYTES &&
         stage.queue && stage.entry && stage.status) {
+        stage.tail = (uint32_t)stage.unit->ops->mmio_read(stage.unit, bench->tail, 4);
         began = now();
         bench->checksum = loops[kind](&stage);
         elapsed = now() - began;

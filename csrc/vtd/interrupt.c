@@ -139,3 +139,16 @@ void vtd_remap_interrupt(struct iemu_unit *unit, const struct iemu_request *requ
     result->recorded = vtd_record_fault(v, request, diagnostic,
                                         has_index ? (uint64_t)index << 48 : 0, suppress);
 }
+
+void vtd_drain_interrupts(struct iemu_vtd *v)
+{
+    const struct iemu_drain drain = {
+        .unit = &v->unit,
+        .first = IEMU_INTERRUPT_BASE,
+        .last = IEMU_INTERRUPT_BASE + IEMU_INTERRUPT_SIZE - 1,
+        .any_domain = true,
+        .writes = true,
+    };
+
+    iemu_dma_drain(v->unit.machine, &drain);
+}

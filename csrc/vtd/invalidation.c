@@ -315,6 +315,7 @@ static void invalidate_interrupts(struct iemu_vtd *v, uint64_t d)
         iemu_cache_drop_who(cache, index & ~ignored, ~ignored, 0, true);
     else
         iemu_cache_drop_all(cache);
+    vtd_drain_interrupts(v);
 }
 
 /* In progress to complete: the effect, then the head moves on. */

@@ -144,6 +144,7 @@ static void toggle_queue(struct iemu_vtd *v, bool on)
 
 static void toggle_interrupts(struct iemu_vtd *v, bool on)
 {
+    vtd_drain_interrupts(v);
     set_status(v, VTD_MASK(GSTS, IRES), on);
     if (!on && VTD_GET(CAP, ESIRTPS, v->cap))
         iemu_cache_drop_all(&v->unit.cache[IEMU_CACHE_INTERRUPT]);

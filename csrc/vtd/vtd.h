@@ -172,5 +172,7 @@ void vtd_event_withdraw(struct iemu_vtd *v, uint32_t control);
 /* interrupt.c */
 void vtd_remap_interrupt(struct iemu_unit *unit, const struct iemu_request *request,
                          uint64_t *address, uint32_t *data, struct iemu_result *result);
+/* Lands the interrupts that are on their way to the interrupt controller (7.7). */
+void vtd_drain_interrupts(struct iemu_vtd *v);
 
 #endif

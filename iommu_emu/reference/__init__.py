@@ -13,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from iommu_emu.core import Access, Outcome, Request
+from iommu_emu.core import Access, Attribute, Outcome, Request, Result
 
 __all__ = [
+    "INTERRUPT_BASE",
+    "INTERRUPT_LAST",
     "LEVEL_CONTEXT",
     "LEVEL_ROOT",
     "READ_WRITE",
@@ -36,6 +38,8 @@ MemoryRead = Callable[[int, int], "bytes | None"]
 
 LEVEL_CONTEXT = 16
 LEVEL_ROOT = 17
+INTERRUPT_BASE = 0xFEE0_0000
+INTERRUPT_LAST = 0xFEEF_FFFF
 READ_WRITE = Access.READ | Access.WRITE
 
 
@@ -104,6 +108,36 @@ class Answer:
     def name(self) -> str:
         """Short name of the exact cause, empty for none."""
         return self.failure.name if self.failure else ""
+
+    def differences(self, result: Result) -> list[str]:
+        """Return in what a unit's result differs; empty if it is this answer.
+
+        Whether a fault was recorded is compared as if there was room for the record.
+        """
+        expected: dict[str, object] = {
+            "outcome": self.outcome,
+            "fault": self.fault,
+            "name": self.name,
+            "recorded": self.recorded,
+        }
+        found: dict[str, object] = {
+            "outcome": result.outcome,
+            "fault": result.fault,
+            "name": result.cause.name if result.cause else "",
+            "recorded": result.recorded,
+        }
+        if self.outcome in (Outcome.MEMORY, Outcome.INTERRUPT):
+            expected["address"], found["address"] = hex(self.address), hex(result.address)
+        if self.outcome is Outcome.MEMORY and self.page_shift:
+            for name in ("page_shift", "permissions", "domain"):
+                expected[name], found[name] = getattr(self, name), getattr(result, name)
+            expected["snoop"] = self.snoop
+            found["snoop"] = bool(result.attributes & Attribute.SNOOP)
+        return [
+            f"{name}: {value!r} expected, {found[name]!r} found"
+            for name, value in expected.items()
+            if value != found[name]
+        ]
 
 
 @dataclass(frozen=True)
@@ -218,9 +252,12 @@ class Walker(ABC, Generic[ContextT]):
 
 def in_interrupt_range(address: int) -> bool:
     """Whether an address is in FEEx_xxxxh."""
-    return 0xFEE0_0000 <= address < 0xFEF0_0000
+    return INTERRUPT_BASE <= address <= INTERRUPT_LAST
 
 
-def pass_through(request: Request, domain: int = 0) -> Answer:
-    """Return the answer to a request that is not translated."""
-    return Answer(Outcome.MEMORY, request.address, permissions=READ_WRITE, domain=domain)
+def pass_through(request: Request, domain: int | None = None) -> Answer:
+    """Return the answer to a request that is not translated; by a context if it has a domain."""
+    shift = 0 if domain is None else 12
+    return Answer(
+        Outcome.MEMORY, request.address, shift, READ_WRITE, 0 if domain is None else domain
+    )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from iommu_emu import reference
 from iommu_emu.core import Access, AddressType, Outcome, Request, RequestFlag
 from iommu_emu.reference import (
+    INTERRUPT_BASE,
+    INTERRUPT_LAST,
     LEVEL_CONTEXT,
     LEVEL_ROOT,
     READ_WRITE,
@@ -25,6 +28,9 @@ from iommu_emu.vtd.structures import (
     second_stage_page,
     second_stage_table,
 )
+
+if TYPE_CHECKING:
+    from iommu_emu.vtd.unit import VtdUnit
 
 __all__ = ["FAILURES", "Context", "Unit", "Walker", "fault_record", "walk"]
 
@@ -99,6 +105,34 @@ class Unit:
     device_tlb: bool = False
     major: int = 1
     protected: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, unit: VtdUnit) -> Unit:
+        """Return what the registers of a unit say now; RTADDR is taken as latched."""
+        granule = 1 << unit.config.protected_shift
+        protected = []
+        if unit.field("PMEN", "PRS"):
+            for kind, there in (("PLM", "PLMR"), ("PHM", "PHMR")):
+                base, limit = unit.read(f"{kind}BASE"), unit.read(f"{kind}LIMIT") | granule - 1
+                if unit.field("CAP", there) and base <= limit:
+                    protected.append((base, limit))
+        sagaw, sslps = unit.field("CAP", "SAGAW"), unit.field("CAP", "SSLPS")
+        return cls(
+            root_table=unit.read("RTADDR"),
+            translation_enabled=bool(unit.field("GSTS", "TES")),
+            host_address_width=unit.config.host_address_width,
+            guest_address_width=unit.field("CAP", "MGAW") + 1,
+            levels=frozenset(levels for levels in (3, 4, 5) if sagaw >> levels - 2 & 1),
+            large_pages=frozenset(level for level in (2, 3) if sslps >> level - 2 & 1),
+            domain_bits=4 + 2 * unit.field("CAP", "ND"),
+            zero_length_reads=bool(unit.field("CAP", "ZLR")),
+            caching_mode=bool(unit.field("CAP", "CM")),
+            pass_through=bool(unit.field("ECAP", "PT")),
+            snoop_control=bool(unit.field("ECAP", "SC")),
+            device_tlb=bool(unit.field("ECAP", "DT")),
+            major=unit.field("VER", "MAX"),
+            protected=tuple(protected),
+        )
 
 
 @dataclass(frozen=True)
@@ -183,13 +217,16 @@ class Walker(reference.Walker[Context]):
         high_domain = entry.did >> self.unit.domain_bits != 0
         if value & ContextEntry.reserved_mask or high_table or high_domain:
             return "LCT.3"
+        # What AW must be depends on the translation type, so that comes first.
+        supported = {0: True, 1: self.unit.device_tlb, 2: self.unit.pass_through}
+        if not supported.get(entry.tt, False):
+            return "LCT.4.2"
         levels = entry.aw + 2
         if levels not in self.unit.levels:
             return "LCT.4.1"
         if entry.tt == 2 and levels != max(self.unit.levels):
             return "LCT.4.1"
-        supported = {0: True, 1: self.unit.device_tlb, 2: self.unit.pass_through}
-        return None if supported.get(entry.tt, False) else "LCT.4.2"
+        return None
 
     def enter(self, context: Context, request: Request) -> Node | Failure | Answer:
         """Apply the context to this request (VT-d 8.3 steps 4, 5 and 7)."""
@@ -233,7 +270,9 @@ class Walker(reference.Walker[Context]):
                 or (snoop and not self.unit.snoop_control)
             ):
                 return FAILURES["LSS.2"]
-            return Leaf(entry.address, shift, permissions & node.permissions, snoop)
+            return _fragment(
+                Leaf(entry.address, shift, permissions & node.permissions, snoop), address
+            )
         table = second_stage_table(node.level)
         entry = table.parse(data)
         if value & table.reserved_mask or self._above_host(entry.address):
@@ -287,6 +326,17 @@ class Walker(reference.Walker[Context]):
             failure=found,
             recorded=found.code != 0 and not (found.qualified and suppressed),
         )
+
+
+def _fragment(leaf: Leaf, address: int) -> Leaf:
+    """Return the 4 KiB piece of a large page that reaches into the interrupt range.
+
+    A translation that faults in places cannot be handed out as one (VT-d 5.4, 9.6).
+    """
+    last = leaf.address + (1 << leaf.shift) - 1
+    if last < INTERRUPT_BASE or leaf.address > INTERRUPT_LAST:
+        return leaf
+    return replace(leaf, address=leaf.output(address) & ~0xFFF, shift=12)
 
 
 def walk(unit: Unit, read: MemoryRead, request: Request) -> Answer:

@@ -7,7 +7,7 @@ from acpi_samples import ALL, DRHD, IVHD, dmar, each_real, ivrs, needs_real
 
 from iommu_emu import acpi
 from iommu_emu.acpi import text
-from iommu_emu.acpi.dmar import DeviceScope, Dmar, DmarFlags, Drhd, DrhdFlags
+from iommu_emu.acpi.dmar import Andd, DeviceScope, Dmar, DmarFlags, Drhd, DrhdFlags, Rhsa
 from iommu_emu.acpi.ivrs import HidEntry, Ivhd11, Ivrs, Requesters
 
 MINIMAL = 'signature = "DMAR"\n'
@@ -95,6 +95,23 @@ def test_toml_uid_forms(written, uid):
     entry = f'{{ type = "ACPI_HID", hid = "AMDI0020", uid = {written} }}'
     toml = f'signature = "IVRS"\n[[structures]]\ntype = 0x40\nentries = [{entry}]'
     assert acpi.from_toml(toml).structures[0].entries[0].uid == uid
+
+
+def test_toml_unprintable_uid_is_numbers():
+    entry = HidEntry(hid="AMDI0020", uid_format=1, uid=b"\1\0")
+    toml = acpi.to_toml(Ivrs(structures=[Ivhd11(entries=[entry])]))
+    assert '{ type = "ACPI_HID", hid = "AMDI0020", uid_format = 1, uid = [0x01, 0x00] },' in toml
+
+
+def test_toml_rest_comes_last():
+    toml = acpi.to_toml(Dmar(structures=[Andd(object_name="X", rest=b"\0\0")]))
+    assert toml.endswith('object_name = "X"\nrest = "00 00"\n')
+
+
+def test_dict_rest_only_where_there_is_any():
+    andd, rhsa = acpi.to_dict(Dmar(structures=[Andd(), Rhsa()]))["structures"]
+    assert andd["rest"] == "00"
+    assert "rest" not in rhsa
 
 
 def test_toml_strange_strings_survive():

@@ -127,6 +127,7 @@ DMAR_CASES = [
     ("warning", "reserved-not-zero", 0x25, "flags = 0x80\n" + GOOD),
     ("warning", "name-unterminated", 0x51, unit(extra=NAMESPACE) + ANDD + "rest = ''"),
     ("warning", "stray-bytes", 0x54, GOOD + structure("RHSA", "rest = '01'")),
+    ("note", "padding", 0x52, unit(extra=NAMESPACE) + ANDD + "rest = '00 00'"),
     ("note", "padding", 0x40, unit(extra=CATCH + "\nrest = '00 00 00 00'")),
 ]
 
@@ -232,6 +233,48 @@ def test_check_finds(signature, severity, code, offset, toml):
 @pytest.mark.parametrize("data", [dmar(DRHD), ivrs(IVHD)], ids=["dmar", "ivrs"])
 def test_check_good_table_has_no_finding(data):
     assert acpi.check(acpi.parse(data)) == []
+
+
+ONE_ID = '{ type = "START_RANGE", device_id = "00:1f.7" },' + END
+OTHER = block(ONE_ID, "base_address = 0x4000").replace('"00:00.2"', '"40:00.2"')
+
+
+@pytest.mark.parametrize(
+    ("signature", "code", "toml"),
+    [
+        ("DMAR", "address-too-wide", "host_address_width = 32\n" + unit(0xFFFFF000, CATCH)),
+        ("DMAR", "rmrr-reversed", GOOD + rmrr(4096, 4096)),
+        ("DMAR", "andd-unused", unit(extra=NAMESPACE) + ANDD),
+        ("DMAR", "andd-missing", unit(extra=NAMESPACE) + ANDD),
+        ("DMAR", "drhd-overlap", unit(extra=ENDPOINT) + unit(0xFED91000, CATCH)),
+        ("DMAR", "include-pci-all-twice", GOOD + unit(0xFED91000, CATCH + "\nsegment = 1")),
+        ("IVRS", "range-reversed", block(ONE_ID)),
+        ("IVRS", "covers-itself", block('{ type = "ALL" }')),
+        ("IVRS", "ivmd-wraps", memory(f"start_address = {2**64 - 4096}")),
+        ("IVRS", "ivmd-range-reversed", memory("device_id = 8\nlast_device_id = 8", 0x22)),
+        ("IVRS", "ivhd-base-duplicate", block() + block(kind=0x11)),
+        ("IVRS", "device-in-two-iommus", block(START + END) + OTHER.replace("00:1f", "40:1f")),
+    ],
+)
+def test_check_does_not_find(signature, code, toml):
+    table = acpi.from_toml(f'signature = "{signature}"\n{toml}')
+    assert code not in [finding.code for finding in acpi.check(table)]
+
+
+def test_check_ranges_that_share_one_id_overlap():
+    table = acpi.from_toml('signature = "IVRS"\n' + block(START + END + ONE_ID))
+    assert found(table) == [("warning", "range-overlap", 0x50)]
+
+
+def test_check_iommus_that_share_one_id():
+    table = acpi.from_toml('signature = "IVRS"\n' + block(START + END) + OTHER)
+    assert ("warning", "device-in-two-iommus", 0x68) in found(table)
+
+
+def test_check_range_is_compared_with_the_furthest_one():
+    short = START.replace("01.0", "02.0") + END.replace("1f.7", "03.0")
+    table = acpi.from_toml('signature = "IVRS"\n' + block(START + END + short + ONE_ID))
+    assert found(table) == [("warning", "range-overlap", 0x50), ("warning", "range-overlap", 0x58)]
 
 
 def test_check_wrong_checksum():

@@ -4,7 +4,19 @@ import pytest
 from acpi_samples import ALL, DRHD, IVHD, IVHD11, dmar, each_real, ivrs, needs_real, sealed
 
 from iommu_emu import acpi
-from iommu_emu.acpi.dmar import Andd, DeviceScope, Dmar, DmarFlags, Drhd, DrhdFlags, Rmrr
+from iommu_emu.acpi.dmar import (
+    Andd,
+    Atsr,
+    AtsrFlags,
+    DeviceScope,
+    Dmar,
+    DmarFlags,
+    Drhd,
+    DrhdFlags,
+    Rmrr,
+    Satc,
+    SatcFlags,
+)
 from iommu_emu.acpi.ivrs import DeviceEntry, Entry, HidEntry, Ivhd11, Ivmd, PadEntry
 
 
@@ -62,8 +74,20 @@ def test_scope_several_hops_has_no_source_id():
     assert DeviceScope(path=[(0x1C, 4), (0, 0)]).source_id is None
 
 
-def test_drhd_register_window_64k():
-    assert Drhd(size=4).register_window == 65536
+@pytest.mark.parametrize(("size", "window"), [(0, 4096), (4, 65536), (0xF, 1 << 27), (0xF0, 4096)])
+def test_drhd_register_window(size, window):
+    assert Drhd(size=size).register_window == window
+
+
+def test_rmrr_region_size_includes_both_ends():
+    assert Rmrr(base_address=0x1000, limit_address=0x1FFF).region_size == 0x1000
+
+
+def test_flag_properties():
+    assert Atsr(flags=AtsrFlags.ALL_PORTS).all_ports
+    assert Satc(flags=SatcFlags.ATC_REQUIRED).atc_required
+    assert not Atsr().all_ports
+    assert not Satc().atc_required
 
 
 def test_host_address_width_is_field_plus_one():
@@ -102,6 +126,12 @@ def test_unknown_ivrs_block_survives():
 def test_unknown_scope_type_survives():
     data = dmar(scoped(bytes.fromhex("09 08 01 02 03 04 05 06")))
     assert acpi.parse(data).units()[0].scopes[0].name == "UNKNOWN"
+    assert acpi.build(acpi.parse(data)) == data
+
+
+def test_scope_type_0_survives():
+    data = dmar(scoped(bytes.fromhex("00 08 00 00 00 00 02 00")))
+    assert acpi.parse(data).units()[0].scopes[0].path == [(2, 0)]
     assert acpi.build(acpi.parse(data)) == data
 
 
@@ -193,9 +223,9 @@ def test_hid_uid_of_any_length(uid_format, uid):
 
 
 def test_pad_entries_of_both_sizes():
-    entries = acpi.parse(ivrs(holding(bytes(4), b"\x40" + bytes(7)))).structures[0].entries
-    assert [type(entry) for entry in entries] == [DeviceEntry, PadEntry]
-    assert [entry.name for entry in entries] == ["PAD4", "PAD8"]
+    entries = acpi.parse(ivrs(holding(b"\x40" + bytes(7), bytes(4)))).structures[0].entries
+    assert [type(entry) for entry in entries] == [PadEntry, DeviceEntry]
+    assert [entry.name for entry in entries] == ["PAD8", "PAD4"]
 
 
 @pytest.mark.parametrize("revision", [0, 1, 2, 255])

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 
 from iommu_emu import Machine
@@ -17,8 +19,13 @@ def unit(machine: Machine) -> VtdUnit:
     return VtdUnit(machine, VtdConfig(base=BASE, geometry="tiny-2"))
 
 
-def block_everything(unit: Unit) -> None:
-    """Switch translation on with a root table of zeros: every request faults."""
+def _block_everything(unit: Unit) -> None:
     unit.write("RTADDR", 0)
     unit.write("GCMD", unit.field_info("GCMD", "SRTP").mask)
     unit.write("GCMD", unit.field_info("GCMD", "TE").mask)
+
+
+@pytest.fixture
+def block_everything() -> Callable[[Unit], None]:
+    """Switches translation on with a root table of zeros at 0: every request faults."""
+    return _block_everything

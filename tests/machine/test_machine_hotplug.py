@@ -11,8 +11,6 @@ from iommu_emu.pci.hotplug import (
     Slot,
 )
 
-from conftest import block_everything
-
 PORT = "00:1c.0"
 
 
@@ -126,7 +124,7 @@ def test_read_in_flight_at_removal_completes_to_nobody(machine, port):
     assert (completion.status, completion.data, called) == (Status.REMOVED, b"", [])
 
 
-def test_write_in_flight_at_removal_is_still_translated(machine, unit, port):
+def test_write_in_flight_at_removal_is_still_translated(machine, unit, port, block_everything):
     device = machine.attach(Device(), under=port)
     device.dma.set_latency(100, 0)
     device.dma.write(0x1000, b"ghost")

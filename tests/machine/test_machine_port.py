@@ -102,11 +102,6 @@ def test_port_compare_belongs_to_compare_swap(port):
         port.atomic(AtomicKind.SWAP, 0x1000, 0, 1)
 
 
-def test_port_transfer_with_a_pasid_is_unsupported_without_an_iommu_to_take_it(machine, unit, port):
-    completion = port.transfer(Access.READ, 0x1000, 4, pasid=5)
-    assert completion.ok is False
-
-
 def test_port_transfer_refuses_a_pasid_of_21_bits(port):
     with pytest.raises(ValueError, match=r"^pasid must be in 0x0\.\.0xfffff, not 0x100000$"):
         port.transfer(Access.READ, 0x1000, 4, pasid=1 << 20)

@@ -1,0 +1,448 @@
+"""Benchmarks of the core: each operation beside its floor, in one process and one run.
+
+A floor is the least that could be right for the same operation (`csrc/bench/floors.c`), compiled
+with the same flags and driven by the same loop. Absolute times drift from machine to machine;
+the ratio to the floor is what holds.
+
+Beside `iommu_emu.core` this is the only module that touches cffi: the loops are no part of the
+public C API.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iommu_emu import Machine
+from iommu_emu._core import ffi, lib
+from iommu_emu.core import RESULT_DTYPE, Request
+from iommu_emu.devices import Device
+from iommu_emu.vtd.driver import VtdDriver
+from iommu_emu.vtd.unit import VtdUnit
+from iommu_emu.vtd.presets import preset
+from iommu_emu.vtd.structures import IotlbInvalidation, WaitDescriptor
+
+__all__ = ["BENCHMARKS", "Benchmark", "Measurement", "Pair", "measure", "select"]
+
+PAGE = 4096
+MEMORY = 64 << 20
+DATA = 16 << 20  # physical address of the pages that are read; tables lie above them
+TABLES = range(32 << 20, MEMORY)
+IOVA = 1 << 32
+ELSEWHERE = 1 << 40  # physical address of pages that are translated to and never read
+FAR_IOVA = 1 << 45  # shares no table with IOVA but the root
+REGISTERS = 0xFED9_0000
+BURST = 4096  # operations of one run; a multiple of the queue's 256 descriptors
+MISS_BURST = 65536
+PYTHON_BURST = 512
+READ = 64  # bytes
+
+
+class Writer(Device):
+    """A device model as its author would write it."""
+
+    def burst(self, count: int, address: int, data: bytes) -> None:
+        """Write the same data `count` times."""
+        for _ in range(count):
+            self.dma.write(address, data)
+
+
+def call_burst(count: int, port: Any, address: int, data: bytes, length: int) -> None:
+    """Make the bare calls that are the floor of `Writer.burst`."""
+    call = lib.iemu_floor_call
+    for _ in range(count):
+        call(port, address, data, length)
+
+
+class Bed:
+    """A machine with one VT-d unit of the default preset, and a device whose pages are mapped.
+
+    Args:
+        pages: 4 KiB pages at `IOVA`; up to 2048 of them are in RAM.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.machine = Machine(memory=MEMORY)
+        self.unit = VtdUnit(self.machine, preset("default", base=REGISTERS))
+        self.driver = VtdDriver(self.machine, self.unit, TABLES)
+        self.driver.start()
+        self.unit.write_field("FECTL", "IM", 1)  # nobody takes the messages of fault events
+        self.device = self.machine.attach(Writer())
+        self.requester = self.device.dma.requester
+        self.domain = self.driver.create_domain(levels=4)
+        self.driver.attach(self.domain, self.requester)
+        target = DATA if pages <= 2048 else ELSEWHERE
+        self.domain.map(IOVA, target, pages * PAGE, page_size=PAGE)
+        error = ffi.new("int *")
+        handle = self.machine.core.handle
+        self.port = lib.iemu_port_create(handle, 0, self.requester, error)
+        floor = lib.iemu_floor_create(handle, self.domain.table.root)
+        if not self.port or not floor:
+            raise MemoryError("no memory for a benchmark's port and floor")
+        self.floor = ffi.gc(floor, lib.iemu_floor_destroy)
+
+    def loop(self, kind: int, addresses: NDArray[np.uint64], **changes: Any) -> Loop:
+        """Return a loop of the C core over these addresses; `changes` are fields of its struct."""
+        unit, capabilities = self.unit, self.unit.capabilities
+        entry = self.domain.table.entry_address(1, int(addresses[0])) or DATA
+        drain = {"dw": int(capabilities.drain_writes), "dr": int(capabilities.drain_reads)}
+        status = self.driver.frames.take()
+        values: dict[str, Any] = {
+            "unit": unit.core.handle,
+            "port": self.port,
+            "floor": self.floor,
+            "length": READ,
+            "requester": self.requester,
+            "records": capabilities.fault_records,
+            "reg": unit.offset("FSTS"),
+            "tail": unit.offset("IQT"),
+            "record": unit.offset("FRCD"),
+            "queue": unit.read("IQA") & ~(PAGE - 1),
+            "invalidation": _words(IotlbInvalidation.build(g=3, did=self.domain.id, **drain)),
+            "wait": _words(WaitDescriptor.build(sw=1, status_address=status)),
+            "status": status,
+            "entry": entry,
+            "leaf": self.machine.memory.read_u64(entry),
+        }
+        return Loop(self, kind, addresses, values | changes)
+
+
+def _words(descriptor: bytes) -> list[int]:
+    return [int.from_bytes(descriptor[i : i + 8], "little") for i in (0, 8)]
+
+
+class Loop:
+    """A loop of the C core, or the same loop over the floor."""
+
+    def __init__(
+        self, bed: Bed, kind: int, addresses: NDArray[np.uint64], values: dict[str, Any]
+    ) -> None:
+        self.kind = kind
+        self.operations = min(len(addresses), MISS_BURST)
+        self._bed = bed
+        self._addresses = addresses
+        self._at = 0
+        self._struct = ffi.new("struct iemu_bench *", values)
+        self._struct.count = self.operations
+
+    def run(self, *, floor: bool = False) -> tuple[float, int]:
+        """Run once over the present addresses; returns ns per operation and the checksum."""
+        part = self._addresses[self._at : self._at + self.operations]
+        self._struct.addresses = ffi.from_buffer("uint64_t[]", part)
+        elapsed: int = lib.iemu_bench_run(self._struct, self.kind, floor)
+        if not elapsed:
+            raise RuntimeError("the benchmark's memory is not RAM")
+        return elapsed / self.operations, self._struct.checksum
+
+    def advance(self) -> None:
+        """Go on to the next addresses."""
+        self._at = (self._at + self.operations) % len(self._addresses)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An operation and its floor, ready to run.
+
+    Attributes:
+        subject: runs the operation `operations` times; returns ns per operation.
+        floor: the same for the floor.
+        operations: how many operations one run does.
+    """
+
+    subject: Callable[[], float]
+    floor: Callable[[], float]
+    operations: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        name: what `select` and the results call it.
+        description: one line for people.
+        floor: what its floor does, one line.
+        target_ns: what it must reach on the machine of the targets.
+        prepare: builds a fresh machine for it.
+        target_ratio: what it must reach in ratio to its floor; None: no such target.
+        relative: another benchmark, and the ratio to it that must be reached.
+    """
+
+    name: str
+    description: str
+    floor: str
+    target_ns: float
+    prepare: Callable[[], Pair] = field(repr=False)
+    target_ratio: float | None = None
+    relative: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Medians of one benchmark.
+
+    Attributes:
+        name: of the benchmark.
+        ns: per operation.
+        floor_ns: per operation of the floor, measured alternately with it.
+    """
+
+    name: str
+    ns: float
+    floor_ns: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times the floor it costs."""
+        return self.ns / self.floor_ns
+
+
+# ---- how each benchmark is set up --------------------------------------------------------------
+
+
+def _pages(count: int, length: int) -> NDArray[np.uint64]:
+    """Return `length` addresses in random order over `count` pages, each as often as the others."""
+    generator = np.random.default_rng(count)
+    rounds = [generator.permutation(count) for _ in range(-(-length // count))]
+    numbers = np.concatenate(rounds)[:length].astype(np.uint64)
+    return np.uint64(IOVA) + numbers * np.uint64(PAGE)
+
+
+def _pair(loop: Loop) -> Pair:
+    """Run a loop in turns with its floor; both must do the same."""
+    expected = [0]
+
+    def subject() -> float:
+        elapsed, expected[0] = loop.run()
+        return elapsed
+
+    def floor() -> float:
+        elapsed, checksum = loop.run(floor=True)
+        if checksum != expected[0]:
+            raise RuntimeError(f"the core's checksum is {expected[0]:#x}, the floor's {checksum:#x}")
+        loop.advance()
+        return elapsed
+
+    return Pair(subject, floor, loop.operations)
+
+
+def _translate(pages: int) -> Callable[[], Pair]:
+    def prepare() -> Pair:
+        length = BURST if pages < BURST else max(pages, MISS_BURST)
+        return _pair(Bed(pages).loop(lib.IEMU_BENCH_TRANSLATE, _pages(pages, length)))
+
+    return prepare
+
+
+def _dma_read(length: int) -> Callable[[], Pair]:
+    def prepare() -> Pair:
+        return _pair(Bed(1).loop(lib.IEMU_BENCH_DMA_READ, _pages(1, BURST), length=length))
+
+    return prepare
+
+
+def _cache(bed: Bed, pages: int) -> None:
+    """Let the unit and the floor cache the first `pages` pages."""
+    if pages:
+        for floor in (False, True):
+            bed.loop(lib.IEMU_BENCH_TRANSLATE, _pages(pages, BURST)).run(floor=floor)
+
+
+def _invalidate(cached: int) -> Callable[[], Pair]:
+    def prepare() -> Pair:
+        bed = Bed(max(cached, 1))
+        _cache(bed, cached)
+        elsewhere = _pages(1024, BURST) + np.uint64(FAR_IOVA)
+        return _pair(bed.loop(lib.IEMU_BENCH_INVALIDATE, elsewhere))
+
+    return prepare
+
+
+def _wait() -> Pair:
+    return _pair(Bed(1).loop(lib.IEMU_BENCH_WAIT, _pages(1, BURST)))
+
+
+def _map_unmap(cached: int) -> Callable[[], Pair]:
+    def prepare() -> Pair:
+        bed = Bed(cached + 1)
+        _cache(bed, cached)
+        page = np.full(BURST, IOVA + cached * PAGE, dtype=np.uint64)
+        # The leaf's table stays, so paging-structure caches may be kept: IH, as Linux does.
+        leaf_only = IotlbInvalidation.build(g=3, did=bed.domain.id, dw=1, dr=1, ih=1)
+        return _pair(
+            bed.loop(lib.IEMU_BENCH_MAP_UNMAP, page, invalidation=_words(leaf_only))
+        )
+
+    return prepare
+
+
+def _fault() -> Pair:
+    hole = np.full(BURST, IOVA + PAGE, dtype=np.uint64)
+    return _pair(Bed(1).loop(lib.IEMU_BENCH_FAULT, hole))
+
+
+def _mmio_read() -> Pair:
+    return _pair(Bed(1).loop(lib.IEMU_BENCH_MMIO_READ, _pages(1, BURST)))
+
+
+def _timed(operations: int, action: Callable[[], object]) -> Callable[[], float]:
+    def run() -> float:
+        began = time.perf_counter_ns()
+        action()
+        return (time.perf_counter_ns() - began) / operations
+
+    return run
+
+
+def _python_dma() -> Pair:
+    bed = Bed(1)
+    data = bytes(READ)
+    return Pair(
+        _timed(PYTHON_BURST, lambda: bed.device.burst(PYTHON_BURST, IOVA, data)),
+        _timed(PYTHON_BURST, lambda: call_burst(PYTHON_BURST, bed.port, IOVA, data, READ)),
+        PYTHON_BURST,
+    )
+
+
+def _batch() -> Pair:
+    bed = Bed(512)
+    addresses = _pages(512, BURST)
+    request = Request(0, READ, bed.requester).struct()
+    results = np.empty(BURST, dtype=RESULT_DTYPE)
+    inputs = ffi.from_buffer("uint64_t[]", addresses)
+    outputs = ffi.from_buffer("struct iemu_result[]", results, require_writable=True)
+    return Pair(
+        _timed(BURST, lambda: bed.unit.translate_batch(bed.requester, addresses, length=READ)),
+        _timed(BURST, lambda: lib.iemu_floor_batch(bed.floor, request, inputs, outputs, BURST)),
+        BURST,
+    )
+
+
+PROBE = "one probe of a set, behind a call"
+WALK = "probe, bare 4-level walk, fill"
+
+BENCHMARKS: dict[str, Benchmark] = {
+    entry.name: entry
+    for entry in (
+        Benchmark("translate_hit_1", "translate, one hot page", PROBE, 6, _translate(1), 2.5),
+        Benchmark(
+            "translate_hit_512", "translate, 512 hot pages", PROBE, 7, _translate(512), 2.5
+        ),
+        Benchmark(
+            "translate_miss_65536",
+            "translate, 65,536 pages: a miss",
+            WALK,
+            30,
+            _translate(65536),
+            2.5,
+        ),
+        Benchmark(
+            "translate_miss_1m", "translate, 1,048,576 pages", WALK, 45, _translate(1 << 20), 2.5
+        ),
+        Benchmark("dma_read_64_hot", "DMA read, 64 B", "probe and memcpy", 15, _dma_read(64)),
+        Benchmark("dma_read_4k_hot", "DMA read, 4 KiB", "probe and memcpy", 55, _dma_read(PAGE)),
+        Benchmark(
+            "inval_page_0",
+            "invalidate a page, nothing cached",
+            "fetch, compare one set",
+            25,
+            _invalidate(0),
+        ),
+        Benchmark(
+            "inval_page_1024",
+            "the same, 1024 others cached",
+            "fetch, compare one set",
+            25,
+            _invalidate(1024),
+            relative=("inval_page_0", 1.3),
+        ),
+        Benchmark("wait_descriptor", "wait with status write", "fetch, 4-byte store", 25, _wait),
+        Benchmark(
+            "map_dma_unmap_0",
+            "map, 64 B DMA, unmap, invalidate, wait",
+            "the floors of these",
+            100,
+            _map_unmap(0),
+        ),
+        Benchmark(
+            "map_dma_unmap_512",
+            "the same, 512 others cached",
+            "the floors of these",
+            100,
+            _map_unmap(512),
+        ),
+        Benchmark("fault", "fault recorded and cleared", "walk, 16-byte record", 80, _fault),
+        Benchmark("mmio_read", "register read", "bounds check and load", 15, _mmio_read),
+        Benchmark(
+            "python_dma_64",
+            "DMA write, 64 B, from Python",
+            "a cffi call with its arguments",
+            600,
+            _python_dma,
+            3,
+        ),
+        Benchmark(
+            "batch_translate", "numpy batch, an address", "probes in one C loop", 8, _batch
+        ),
+    )
+}
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def select(pattern: str = "*") -> list[Benchmark]:
+    """Return the benchmarks whose names match a shell pattern or contain it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    chosen = [b for b in BENCHMARKS.values() if fnmatch(b.name, pattern) or pattern in b.name]
+    if not chosen:
+        raise ValueError(f"no benchmark matches {pattern!r}; there are {', '.join(BENCHMARKS)}")
+    return chosen
+
+
+def measure(
+    benchmarks: Sequence[Benchmark],
+    seconds: float = 10.0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Iterator[Measurement]:
+    """Run benchmarks, each in turns with its floor, round by round over all of them.
+
+    So whatever else the machine does meanwhile meets all of them alike.
+
+    Args:
+        benchmarks: which.
+        seconds: how long the rounds take together; at least three are done.
+        progress: is told what happens.
+
+    Yields:
+        Medians over the rounds, in the order of `benchmarks`.
+
+    Raises:
+        RuntimeError: if an operation and its floor do not come to the same result.
+    """
+    pairs = []
+    for benchmark in benchmarks:
+        progress(f"preparing {benchmark.name}")
+        pairs.append(benchmark.prepare())
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in pairs]
+    end = time.monotonic() + seconds
+    rounds = 0
+    while rounds < 3 or time.monotonic() < end:
+        rounds += 1
+        progress(f"round {rounds}")
+        for pair, (subject, floor) in zip(pairs, times, strict=True):
+            pair.subject(), pair.floor()  # warm up: the others were here meanwhile
+            subject.append(pair.subject())
+            floor.append(pair.floor())
+    for benchmark, (subject, floor) in zip(benchmarks, times, strict=True):
+        yield Measurement(benchmark.name, median(subject), median(floor))

@@ -1,0 +1,19 @@
+"""Fixtures of the core's tests; what they are made of is in core_bench.py."""
+
+from __future__ import annotations
+
+import pytest
+from core_bench import Bench, ByQueue, ByRegister
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A unit that supports everything of legacy mode, not yet enabled."""
+    return Bench()
+
+
+@pytest.fixture(params=[ByRegister, ByQueue], ids=["register", "queue"])
+def way(request: pytest.FixtureRequest) -> type[ByRegister] | type[ByQueue]:
+    """The two ways to invalidate; call it with a bench."""
+    chosen: type[ByRegister] | type[ByQueue] = request.param
+    return chosen
