@@ -34,7 +34,7 @@ struct iemu_transaction {
     uint32_t generation; /* tells tokens of an earlier use apart */
     uint32_t open;       /* of the head: parts that have not landed */
     uint32_t offset;     /* of this part's data in the transfer */
-    uint32_t answers;    /* BAR read answers still to come */
+    uint64_t answers;    /* pieces of a BAR read that are not answered yet, one bit each */
     enum state state;
     uint8_t status;      /* enum iemu_status, once landed */
     uint8_t atomic;
@@ -303,7 +303,7 @@ static bool send_to_bar(struct iemu_transaction *t, const struct iemu_range *bar
             memcpy(message.data, t->data + offset, message.size);
         iemu_outbox_put(machine, &message);
     }
-    t->answers = read ? pieces : 0;
+    t->answers = read ? UINT64_MAX >> (64 - pieces) : 0;
     return true;
 }
 
@@ -494,14 +494,13 @@ void iemu_dma_resume(struct iemu_machine *machine)
 
 int iemu_dma_answer(struct iemu_machine *machine, uint32_t token, const void *data, size_t size)
 {
-    uint32_t index = token & 0xfff, offset = (token >> 12 & 63) * MESSAGE_BYTES;
+    uint32_t index = token & 0xfff, piece = token >> 12 & 63, offset = piece * MESSAGE_BYTES;
     struct iemu_transaction *t;
 
     if (index >= machine->transactions)
         return IEMU_E_ARGUMENT;
     t = &machine->pool[index];
-    if (t->state != ANSWERING || token != token_of(t, token >> 12 & 63) ||
-        offset >= t->request.length)
+    if (t->state != ANSWERING || token != token_of(t, piece) || !(t->answers >> piece & 1))
         return IEMU_E_ARGUMENT;
     if (data) {
         uint32_t left = t->request.length - offset;
@@ -512,7 +511,8 @@ int iemu_dma_answer(struct iemu_machine *machine, uint32_t token, const void *da
     } else {
         t->status = IEMU_UR;
     }
-    if (!--t->answers)
+    t->answers &= ~(1ull << piece);
+    if (!t->answers)
         land(t);
     return IEMU_OK;
 }
@@ -603,7 +603,7 @@ static bool valid(const struct iemu_transfer *transfer)
 {
     if (transfer->length > MAX_TRANSFER || !transfer->access || transfer->access > IEMU_ATOMIC ||
         transfer->at > IEMU_AT_RESERVED || transfer->pasid >= 1u << 20 ||
-        transfer->length > UINT64_MAX - transfer->address)
+        (transfer->length && transfer->length - 1 > UINT64_MAX - transfer->address))
         return false;
     if (transfer->access == IEMU_ATOMIC)
         return (transfer->length == 4 || transfer->length == 8) &&
@@ -620,7 +620,9 @@ static struct iemu_request request_of(const struct iemu_port *port,
         .requester = port->requester,
         .access = transfer->access,
         .at = transfer->at,
-        .flags = transfer->flags | (transfer->length ? 0 : IEMU_ZERO_LENGTH),
+        /* The flag is what the length says: it waives permissions. */
+        .flags = (transfer->flags & ~(uint32_t)IEMU_ZERO_LENGTH) |
+                 (transfer->length ? 0 : IEMU_ZERO_LENGTH),
     };
 }
 

@@ -129,7 +129,8 @@ class Edu(Device):
             self._raise(value & 0xFFFFFFFF)
         elif offset == 0x64:
             self._interrupt_status &= ~value
-            self.set_intx(self.intx and bool(self._interrupt_status))
+            if not self._interrupt_status:
+                self.set_intx(False)
         elif offset in self._dma and not self._dma[0x98] & START:
             # While a transfer is under way, its registers are locked.
             if offset == 0x98:

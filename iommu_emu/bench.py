@@ -226,7 +226,9 @@ def _pair(loop: Loop) -> Pair:
     def floor() -> float:
         elapsed, checksum = loop.run(floor=True)
         if checksum != expected[0]:
-            raise RuntimeError(f"the core's checksum is {expected[0]:#x}, the floor's {checksum:#x}")
+            raise RuntimeError(
+                f"the core's checksum is {expected[0]:#x}, the floor's {checksum:#x}"
+            )
         loop.advance()
         return elapsed
 
@@ -276,9 +278,7 @@ def _map_unmap(cached: int) -> Callable[[], Pair]:
         page = np.full(BURST, IOVA + cached * PAGE, dtype=np.uint64)
         # The leaf's table stays, so paging-structure caches may be kept: IH, as Linux does.
         leaf_only = IotlbInvalidation.build(g=3, did=bed.domain.id, dw=1, dr=1, ih=1)
-        return _pair(
-            bed.loop(lib.IEMU_BENCH_MAP_UNMAP, page, invalidation=_words(leaf_only))
-        )
+        return _pair(bed.loop(lib.IEMU_BENCH_MAP_UNMAP, page, invalidation=_words(leaf_only)))
 
     return prepare
 
@@ -332,9 +332,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     entry.name: entry
     for entry in (
         Benchmark("translate_hit_1", "translate, one hot page", PROBE, 6, _translate(1), 2.5),
-        Benchmark(
-            "translate_hit_512", "translate, 512 hot pages", PROBE, 7, _translate(512), 2.5
-        ),
+        Benchmark("translate_hit_512", "translate, 512 hot pages", PROBE, 7, _translate(512), 2.5),
         Benchmark(
             "translate_miss_65536",
             "translate, 65,536 pages: a miss",
@@ -388,9 +386,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             _python_dma,
             3,
         ),
-        Benchmark(
-            "batch_translate", "numpy batch, an address", "probes in one C loop", 8, _batch
-        ),
+        Benchmark("batch_translate", "numpy batch, an address", "probes in one C loop", 8, _batch),
     )
 }
 

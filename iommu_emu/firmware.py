@@ -325,13 +325,17 @@ def _reserve_ivmd(machine: Machine, ivmd: Ivmd) -> None:
     if ivmd.type not in ranges:
         machine.notes.append(f"IVMD {base:#x}: type {ivmd.type:#x} says for no device, left out")
         return
+    first, last = ranges[ivmd.type]
+    if last < first:
+        machine.notes.append(f"IVMD {base:#x}: device range {first:#x}..{last:#x} is empty")
+        return
     exclusion = IvmdFlags.EXCLUSION_RANGE in ivmd.flags
     machine.reserved_regions.append(
         ReservedRegion(
             base=base,
             limit=base + length - 1,
             segment=ivmd.segment,
-            requesters=(ranges[ivmd.type],),
+            requesters=((first, last),),
             # An exclusion range is passed both ways, whatever IR and IW say (AMD-Vi 14.4).
             readable=exclusion or IvmdFlags.READ in ivmd.flags,
             writable=exclusion or IvmdFlags.WRITE in ivmd.flags,

@@ -31,7 +31,7 @@ static uint32_t find_entry(struct iemu_vtd *v, uint32_t index, struct irte *entr
     cache->misses++;
     if (address & v->address_reserved)
         return VTD_DIAG_IR_21_ADDRESS;
-    v->memory_reads++;
+    v->statistics.memory_reads++;
     if (!iemu_fetch_entry(&v->unit.machine->memory, address, raw, 2, v->unit.granule_words))
         return VTD_DIAG_IR_23;
     *entry = (struct irte){raw[0], raw[1]};
@@ -92,6 +92,11 @@ static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, ui
     struct irte entry;
     uint32_t diagnostic, low = (uint32_t)*address;
 
+    if (!vtd_status(v, VTD_MASK(GSTS, IRES)))
+        /* Otherwise both formats pass as compatibility format (10.2 step 1). */
+        return VTD_GET(ECAP, IRREQ, v->ecap) ? VTD_DIAG_IR_2B : VTD_DIAG_NONE;
+    if (VTD_GET(ECAP, EIMER, v->ecap) && !extended_mode(v))
+        return VTD_DIAG_IR_2A;
     if (!(low & ADDRESS_REMAPPABLE)) {
         if (extended_mode(v) || !vtd_status(v, VTD_MASK(GSTS, CFIS)))
             return VTD_DIAG_IR_25;
@@ -126,13 +131,12 @@ void vtd_remap_interrupt(struct iemu_unit *unit, const struct iemu_request *requ
     uint32_t diagnostic, index = 0;
     bool suppress = false, has_index;
 
-    if (!vtd_status(v, VTD_MASK(GSTS, IRES)))
-        return; /* both formats pass as compatibility format (10.2 step 1) */
     diagnostic = remap(v, request, address, data, &index, &suppress);
     if (!diagnostic)
         return;
     /* Fault information is the index, or undefined, here 0 (2.10). */
-    has_index = diagnostic != VTD_DIAG_IR_20 && diagnostic != VTD_DIAG_IR_25;
+    has_index = diagnostic != VTD_DIAG_IR_20 && diagnostic != VTD_DIAG_IR_25 &&
+                diagnostic != VTD_DIAG_IR_2A && diagnostic != VTD_DIAG_IR_2B;
     result->outcome = IEMU_UNSUPPORTED;
     result->diagnostic = diagnostic;
     result->fault = vtd_fault_rows[diagnostic].code;

@@ -138,59 +138,68 @@ static void finish_iotlb_command(struct iemu_vtd *v)
     iemu_reg64_set(regs, iotlb_offset(v), command | VTD_PUT(IOTLB, IAIG, c.granularity));
 }
 
-static bool step_job(struct iemu_vtd *v)
+static bool command_waits(const struct iemu_unit *unit)
 {
-    enum vtd_job_kind job = v->job;
+    return ((const struct iemu_vtd *)unit)->commands;
+}
 
-    if (job == VTD_JOB_NONE)
-        return false;
-    if (!v->job_started) {
-        v->job_started = true;
-        return true;
-    }
-    v->job = VTD_JOB_NONE;
-    if (job == VTD_JOB_CONTEXT)
-        finish_context_command(v);
-    else
-        finish_iotlb_command(v);
+static bool take_command(struct iemu_unit *unit, uint64_t command[2])
+{
+    /* Of two, which software must not have pending (2.1), the context command goes first. */
+    command[0] = vtd_of(unit)->commands & VTD_COMMAND_CONTEXT ? VTD_COMMAND_CONTEXT
+                                                              : VTD_COMMAND_IOTLB;
     return true;
 }
 
-static void run_job(void *owner)
+static void finish_command(struct iemu_unit *unit, const uint64_t command[2])
 {
-    struct iemu_vtd *v = owner;
+    struct iemu_vtd *v = vtd_of(unit);
 
-    while (step_job(v))
-        ;
+    v->commands &= ~(uint32_t)command[0];
+    if (command[0] == VTD_COMMAND_CONTEXT)
+        finish_context_command(v);
+    else
+        finish_iotlb_command(v);
 }
 
-static void start_job(struct iemu_vtd *v, enum vtd_job_kind job)
+static bool never_waits(const uint64_t command[2])
 {
-    struct iemu_clock *clock = &v->unit.machine->clock;
+    (void)command;
+    return false;
+}
 
-    v->job = job;
-    v->job_started = false;
-    if (v->unit.timing.manual)
+static void nothing_to_settle(struct iemu_unit *unit)
+{
+    (void)unit;
+}
+
+static const struct iemu_queue_ops register_ops = {
+    .waits = command_waits,
+    .fetch = take_command,
+    .finish = finish_command,
+    .is_wait = never_waits,
+    .settle = nothing_to_settle,
+};
+
+/* With queued invalidation on, software must not do this; nothing happens then (2.6). */
+static void accept_command(struct iemu_vtd *v, bool triggered, enum vtd_command command)
+{
+    if (!triggered || vtd_status(v, VTD_MASK(GSTS, QIES)))
         return;
-    if (!v->unit.timing.invalidation)
-        run_job(v);
-    else
-        iemu_clock_schedule(clock, &v->job_event, clock->now + v->unit.timing.invalidation);
+    v->commands |= command;
+    iemu_queue_run(&v->registers);
 }
 
 void vtd_context_command(struct iemu_vtd *v)
 {
-    /* With queued invalidation on, software must not do this; nothing happens then (2.6). */
-    if (iemu_reg64(&v->unit.regs, VTD_CCMD_AT) & VTD_MASK(CCMD, ICC) &&
-        !vtd_status(v, VTD_MASK(GSTS, QIES)))
-        start_job(v, VTD_JOB_CONTEXT);
+    accept_command(v, iemu_reg64(&v->unit.regs, VTD_CCMD_AT) & VTD_MASK(CCMD, ICC),
+                   VTD_COMMAND_CONTEXT);
 }
 
 void vtd_iotlb_command(struct iemu_vtd *v)
 {
-    if (iemu_reg64(&v->unit.regs, iotlb_offset(v)) & VTD_MASK(IOTLB, IVT) &&
-        !vtd_status(v, VTD_MASK(GSTS, QIES)))
-        start_job(v, VTD_JOB_IOTLB);
+    accept_command(v, iemu_reg64(&v->unit.regs, iotlb_offset(v)) & VTD_MASK(IOTLB, IVT),
+                   VTD_COMMAND_IOTLB);
 }
 
 /* ---- queue -------------------------------------------------------------------------------------- */
@@ -216,9 +225,10 @@ static uint64_t queue_bytes(uint64_t iqa)
 }
 
 /* Whether there is a descriptor to look at (7.1). */
-static bool work_waits(const struct iemu_vtd *v)
+static bool descriptor_waits(const struct iemu_unit *unit)
 {
-    const struct iemu_regfile *regs = &v->unit.regs;
+    const struct iemu_vtd *v = (const struct iemu_vtd *)unit;
+    const struct iemu_regfile *regs = &unit->regs;
 
     return vtd_status(v, VTD_MASK(GSTS, QIES)) &&
            !(iemu_reg32(regs, VTD_FSTS_AT) & (VTD_MASK(FSTS, IQE) | VTD_MASK(FSTS, ITE))) &&
@@ -227,11 +237,10 @@ static bool work_waits(const struct iemu_vtd *v)
 
 static void queue_error(struct iemu_vtd *v, enum vtd_iqei reason)
 {
-    /* The record is latched only while IQE is clear, which work_waits has checked. */
+    /* The record is latched only while IQE is clear, which descriptor_waits has checked. */
     iemu_reg64_set(&v->unit.regs, VTD_IQERCD_AT,
                    (iemu_reg64(&v->unit.regs, VTD_IQERCD_AT) & ~VTD_MASK(IQERCD, IQEI)) |
                        VTD_PUT(IQERCD, IQEI, reason));
-    v->queue_state = IEMU_INVALIDATION_IDLE;
     vtd_queue_error(v, VTD_MASK(FSTS, IQE));
 }
 
@@ -265,12 +274,11 @@ static unsigned check_descriptor(const struct iemu_vtd *v, const uint64_t d[2])
     return bad ? VTD_IQEI_RESERVED : 0;
 }
 
-/* Submitted to in progress: fetches and checks the descriptor at the head. */
-static void fetch(struct iemu_vtd *v)
+static bool fetch(struct iemu_unit *unit, uint64_t descriptor[2])
 {
-    struct iemu_regfile *regs = &v->unit.regs;
+    struct iemu_vtd *v = vtd_of(unit);
+    struct iemu_regfile *regs = &unit->regs;
     uint64_t iqa = iemu_reg64(regs, VTD_IQA_AT), tail = iemu_reg64(regs, VTD_IQT_AT);
-    uint64_t mode = VTD_GET(RTADDR, TTM, v->root);
     uint64_t address = (iqa & VTD_MASK(IQA, IQA)) + iemu_reg64(regs, VTD_IQH_AT);
     unsigned reason = 0;
 
@@ -278,17 +286,16 @@ static void fetch(struct iemu_vtd *v)
         reason = VTD_IQEI_TAIL;
     else if (iqa & VTD_MASK(IQA, DW))
         reason = tail & 16 ? VTD_IQEI_TAIL_ALIGNMENT : VTD_IQEI_WIDTH;
-    else if (mode)
+    else if (VTD_GET(RTADDR, TTM, v->root))
         reason = VTD_IQEI_MODE;
-    else if (!iemu_fetch_entry(&v->unit.machine->memory, address, v->descriptor, 2,
-                               v->unit.granule_words))
+    else if (!iemu_fetch_entry(&unit->machine->memory, address, descriptor, 2,
+                               unit->granule_words))
         reason = VTD_IQEI_FETCH;
     else
-        reason = check_descriptor(v, v->descriptor);
+        reason = check_descriptor(v, descriptor);
     if (reason)
         queue_error(v, reason);
-    else
-        v->queue_state = IEMU_INVALIDATION_IN_PROGRESS;
+    return !reason;
 }
 
 static void complete_wait(struct iemu_vtd *v, const uint64_t d[2])
@@ -318,11 +325,10 @@ static void invalidate_interrupts(struct iemu_vtd *v, uint64_t d)
     vtd_drain_interrupts(v);
 }
 
-/* In progress to complete: the effect, then the head moves on. */
-static void finish(struct iemu_vtd *v)
+static void finish(struct iemu_unit *unit, const uint64_t d[2])
 {
-    struct iemu_regfile *regs = &v->unit.regs;
-    const uint64_t *d = v->descriptor;
+    struct iemu_vtd *v = vtd_of(unit);
+    struct iemu_regfile *regs = &unit->regs;
     uint64_t head = iemu_reg64(regs, VTD_IQH_AT) + 16;
 
     switch (d[0] & 0xf) {
@@ -348,23 +354,29 @@ static void finish(struct iemu_vtd *v)
         complete_wait(v, d);
         break;
     }
-    v->descriptors++;
-    if (iemu_tracing(v->unit.machine))
-        iemu_trace_put(v->unit.machine, (struct iemu_trace_event){.kind = IEMU_TRACE_COMMAND,
-                                                                  .a = d[0],
-                                                                  .b = d[1],
-                                                                  .unit = (uint16_t)v->unit.number});
+    v->statistics.descriptors++;
+    if (iemu_tracing(unit->machine))
+        iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_COMMAND,
+                                                                .a = d[0],
+                                                                .b = d[1],
+                                                                .unit = (uint16_t)unit->number});
     /* Wraps at the queue's size; shrinking the queue under its head is software's error. */
     iemu_reg64_set(regs, VTD_IQH_AT,
                    head >= queue_bytes(iemu_reg64(regs, VTD_IQA_AT)) ? 0 : head);
-    v->queue_state = IEMU_INVALIDATION_IDLE;
 }
 
-static void close_if_drained(struct iemu_vtd *v)
+static bool is_wait(const uint64_t descriptor[2])
 {
-    struct iemu_regfile *regs = &v->unit.regs;
+    return (descriptor[0] & 0xf) == WAIT;
+}
 
-    if (!v->queue_closing || v->queue_state ||
+/* QIE 1->0 takes effect when the queue is drained (2.4). */
+static void close_if_drained(struct iemu_unit *unit)
+{
+    struct iemu_vtd *v = vtd_of(unit);
+    struct iemu_regfile *regs = &unit->regs;
+
+    if (!v->queue_closing || v->queue.in_progress ||
         iemu_reg64(regs, VTD_IQH_AT) != iemu_reg64(regs, VTD_IQT_AT))
         return;
     v->queue_closing = false;
@@ -373,91 +385,47 @@ static void close_if_drained(struct iemu_vtd *v)
                    iemu_reg32(regs, VTD_GSTS_AT) & ~(uint32_t)VTD_MASK(GSTS, QIES));
 }
 
-/* One state further; false if nothing waits. */
-static bool step_queue(struct iemu_vtd *v)
-{
-    bool moved = true;
+static const struct iemu_queue_ops queue_ops = {
+    .waits = descriptor_waits,
+    .fetch = fetch,
+    .finish = finish,
+    .is_wait = is_wait,
+    .settle = close_if_drained,
+};
 
-    if (v->queue_state == IEMU_INVALIDATION_IN_PROGRESS)
-        finish(v);
-    else if (work_waits(v))
-        fetch(v);
-    else
-        moved = false;
-    close_if_drained(v);
-    return moved;
+/* ---- both ---------------------------------------------------------------------------------------- */
+
+void vtd_invalidation_run(struct iemu_vtd *v)
+{
+    iemu_queue_run(&v->registers);
+    iemu_queue_run(&v->queue);
+    close_if_drained(&v->unit);
 }
 
-static uint64_t latency(const struct iemu_vtd *v)
+void vtd_invalidation_init(struct iemu_vtd *v)
 {
-    const struct iemu_timing *timing = &v->unit.timing;
-
-    if (v->queue_state != IEMU_INVALIDATION_IN_PROGRESS)
-        return timing->command;
-    return (v->descriptor[0] & 0xf) == WAIT ? timing->wait : timing->invalidation;
+    iemu_queue_init(&v->registers, &v->unit, &register_ops);
+    iemu_queue_init(&v->queue, &v->unit, &queue_ops);
 }
 
-/* Does what takes no time; schedules what does. Bounded: the head only moves to the tail. */
-void vtd_queue_run(struct iemu_vtd *v)
+void vtd_invalidation_reset(struct iemu_vtd *v)
 {
-    struct iemu_clock *clock = &v->unit.machine->clock;
-
-    if (v->unit.timing.manual || v->queue_event.slot)
-        return;
-    while (v->queue_state == IEMU_INVALIDATION_IN_PROGRESS || work_waits(v)) {
-        uint64_t wait = latency(v);
-
-        if (wait) {
-            iemu_clock_schedule(clock, &v->queue_event, clock->now + wait);
-            return;
-        }
-        step_queue(v);
-    }
-    close_if_drained(v);
-}
-
-static void queue_due(void *owner)
-{
-    struct iemu_vtd *v = owner;
-
-    step_queue(v);
-    vtd_queue_run(v);
+    iemu_queue_reset(&v->registers);
+    iemu_queue_reset(&v->queue);
+    v->commands = 0;
+    v->queue_closing = false;
 }
 
 bool vtd_step(struct iemu_unit *unit)
 {
     struct iemu_vtd *v = vtd_of(unit);
 
-    iemu_clock_cancel(&unit->machine->clock, &v->job_event);
-    if (step_job(v))
-        return true;
-    iemu_clock_cancel(&unit->machine->clock, &v->queue_event);
-    if (!step_queue(v))
-        return false;
-    vtd_queue_run(v);
-    return true;
+    return iemu_queue_step(&v->registers) || iemu_queue_step(&v->queue);
 }
 
 uint32_t vtd_invalidation_state(struct iemu_unit *unit)
 {
-    const struct iemu_vtd *v = vtd_of(unit);
+    uint32_t registers = iemu_queue_state(&vtd_of(unit)->registers);
 
-    if ((v->job && v->job_started) || v->queue_state == IEMU_INVALIDATION_IN_PROGRESS)
-        return IEMU_INVALIDATION_IN_PROGRESS;
-    return v->job || work_waits(v) ? IEMU_INVALIDATION_SUBMITTED : IEMU_INVALIDATION_IDLE;
-}
-
-void vtd_invalidation_init(struct iemu_vtd *v)
-{
-    v->job_event = (struct iemu_event){.run = run_job, .owner = v};
-    v->queue_event = (struct iemu_event){.run = queue_due, .owner = v};
-}
-
-void vtd_invalidation_reset(struct iemu_vtd *v)
-{
-    iemu_clock_cancel(&v->unit.machine->clock, &v->job_event);
-    iemu_clock_cancel(&v->unit.machine->clock, &v->queue_event);
-    v->job = VTD_JOB_NONE;
-    v->queue_state = IEMU_INVALIDATION_IDLE;
-    v->queue_closing = false;
+    return registers ? registers : iemu_queue_state(&vtd_of(unit)->queue);
 }

@@ -2,6 +2,7 @@
  * One request through a VT-d unit in legacy mode: order of checks of the fact sheet's 8.3.
  * A hit is one probe of the IOTLB; everything else is the long way.
  */
+#include "../hit.h"
 #include "vtd.h"
 
 /* What the long way knows about one request beside request and result. */
@@ -43,17 +44,18 @@ static void fault(struct iemu_result *result, const struct iemu_request *request
                   uint32_t diagnostic)
 {
     const struct vtd_fault_row *row = &vtd_fault_rows[diagnostic];
+    uint8_t answer =
+        request->at == IEMU_TRANSLATION_REQUEST ? row->translation_request : VTD_ANSWER_UR;
 
     result->diagnostic = diagnostic;
     result->fault = row->code;
-    result->outcome = IEMU_UNSUPPORTED;
+    if (answer == VTD_ANSWER_EFFECTIVE)
+        return; /* a completion that says what is allowed */
     result->permissions = 0;
-    if (request->at == IEMU_TRANSLATION_REQUEST) {
-        if (row->translation_request == VTD_ANSWER_CA)
-            result->outcome = IEMU_ABORTED;
-        else if (row->translation_request >= VTD_ANSWER_ZERO)
-            result->outcome = IEMU_MEMORY; /* a completion without permissions */
-    }
+    if (answer == VTD_ANSWER_ZERO)
+        result->address = 0;
+    else
+        result->outcome = answer == VTD_ANSWER_CA ? IEMU_ABORTED : IEMU_UNSUPPORTED;
 }
 
 /* Whether a fault reaches the fault records at all (column TR of 8.2). */
@@ -114,7 +116,7 @@ static uint32_t read_context(struct iemu_vtd *v, const struct iemu_request *requ
     uint32_t diagnostic;
 
     /* Root entries are not cached (9.1), apart from what is folded into context entries. */
-    v->memory_reads++;
+    v->statistics.memory_reads++;
     if (!iemu_fetch_entry(memory, root_address, root, 2, v->unit.granule_words))
         return VTD_DIAG_LRT_1;
     iemu_trail_add(p->trail, IEMU_LEVEL_ROOT, root_address, root, 2);
@@ -124,7 +126,7 @@ static uint32_t read_context(struct iemu_vtd *v, const struct iemu_request *requ
         return VTD_DIAG_LRT_3;
 
     entry_address = (root[0] & ENTRY_POINTER) + 16 * (request->requester & 0xff);
-    v->memory_reads++;
+    v->statistics.memory_reads++;
     if (!iemu_fetch_entry(memory, entry_address, entry, 2, v->unit.granule_words))
         return VTD_DIAG_LCT_1;
     iemu_trail_add(p->trail, IEMU_LEVEL_CONTEXT, entry_address, entry, 2);
@@ -193,13 +195,13 @@ static uint32_t answer(const struct iemu_vtd *v, const struct iemu_request *requ
 {
     uint32_t diagnostic;
 
+    result->address = (leaf & ~iemu_low_mask(shift)) | (request->address & iemu_low_mask(shift));
     result->permissions = leaf & IEMU_LEAF_PERMISSIONS;
     result->page_shift = (uint8_t)shift;
     result->attributes = leaf & IEMU_LEAF_SNOOP ? IEMU_SNOOP : 0;
     diagnostic = missing_permission(v, request, result->permissions, true);
     if (diagnostic)
         return diagnostic;
-    result->address = (leaf & ~iemu_low_mask(shift)) | (request->address & iemu_low_mask(shift));
     /* Checked last (8.3 step 10); no line covers the range, so hits never come here with it. */
     if (iemu_in_interrupt_range(result->address))
         return VTD_DIAG_LGN_4;
@@ -335,7 +337,7 @@ static uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request *reque
     if (request->address & ~iemu_low_mask(width))
         return VTD_DIAG_LGN_1_1;
     if (!vtd_walk_second_stage(&walk)) {
-        v->memory_reads += walk.reads;
+        v->statistics.memory_reads += walk.reads;
         if (walk.fetch_failed)
             return walk.at_root ? VTD_DIAG_LCT_4_3 : VTD_DIAG_LSS_1;
         diagnostic = walk.leaf.diagnostic ? walk.leaf.diagnostic
@@ -343,7 +345,7 @@ static uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request *reque
         fill_negative(v, request, p, who, domain, diagnostic);
         return diagnostic;
     }
-    v->memory_reads += walk.reads;
+    v->statistics.memory_reads += walk.reads;
     leaf = walk.leaf.address | walk.permissions |
            (walk.leaf.attributes & IEMU_SNOOP ? IEMU_LEAF_SNOOP : 0);
     diagnostic = answer(v, request, leaf, walk.leaf.shift, result);
@@ -487,38 +489,11 @@ void vtd_translate(struct iemu_unit *unit, const struct iemu_request *request,
     struct iemu_vtd *v = vtd_of(unit);
     const uint32_t unusual = IEMU_HAS_PASID | IEMU_ZERO_LENGTH;
 
-    if (iemu_likely(v->quick && !(request->at | (request->flags & unusual)) &&
-                    !iemu_in_interrupt_range(request->address))) {
-        struct iemu_cache *iotlb = &unit->cache[IEMU_CACHE_IOTLB];
-
-        for (uint64_t sizes = iotlb->sizes; sizes; sizes &= sizes - 1) {
-            unsigned shift = (unsigned)__builtin_ctzll(sizes);
-            struct iemu_line *line =
-                iemu_cache_probe(iotlb, iemu_page_key(request->address, shift),
-                                 request->requester, iemu_page_index(request->address, shift));
-            uint64_t leaf;
-
-            if (!line)
-                continue;
-            leaf = line->value[0];
-            /* Missing permission or a cached fault: decided once, in the long way. */
-            if (iemu_unlikely(request->access & ~leaf || leaf & IEMU_LEAF_NEGATIVE))
-                break;
-            line->used = ++iotlb->tick;
-            result->address = (leaf & ~iemu_low_mask(shift)) |
-                              (request->address & iemu_low_mask(shift));
-            result->diagnostic = 0;
-            result->outcome = IEMU_MEMORY;
-            result->page_shift = (uint8_t)shift;
-            result->permissions = leaf & IEMU_LEAF_PERMISSIONS;
-            result->attributes = leaf & IEMU_LEAF_SNOOP ? IEMU_SNOOP : 0;
-            result->domain = line->domain;
-            result->fault = 0;
-            result->recorded = 0;
-            return;
-        }
-    }
-    long_way(v, request, result);
+    /* Missing permission or a cached fault: decided once, in the long way. */
+    if (iemu_unlikely(!v->quick || request->at | (request->flags & unusual) ||
+                      iemu_in_interrupt_range(request->address) ||
+                      !iemu_iotlb_hit(unit, request, result)))
+        long_way(v, request, result);
 }
 
 /* The invalidations that software owed for the change that the watch found (9.4). */
@@ -552,9 +527,9 @@ static void translate_watched(struct iemu_unit *unit, const struct iemu_request 
 
     resolve(v, request, &p, result);
     /* The second look is the detector's, not the device's: it leaves no trace. */
-    reads = v->memory_reads;
+    reads = v->statistics.memory_reads;
     resolve(v, request, &q, &fresh);
-    v->memory_reads = reads;
+    v->statistics.memory_reads = reads;
     iemu_watch_compare(unit, request, result, &used, &fresh, &now, owed);
     record(v, request, p.suppress, result);
 }
@@ -586,30 +561,10 @@ void vtd_choose_translate(struct iemu_unit *unit)
 void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag *tag,
                   const struct iemu_line *line, struct iemu_cache_entry *entry)
 {
-    bool by_requester = cache == IEMU_CACHE_CONTEXT ||
-                        (cache == IEMU_CACHE_IOTLB && unit->iotlb_lookup == IEMU_BY_REQUESTER);
-
-    entry->requester = by_requester ? (uint16_t)tag->who : 0;
-    entry->page_shift = (uint8_t)iemu_key_shift(tag->page);
-    entry->address = tag->page & ~63ull;
-    switch (cache) {
-    case IEMU_CACHE_IOTLB:
-        entry->output = line->value[0] & ~0xfffull;
-        entry->permissions = line->value[0] & IEMU_LEAF_PERMISSIONS;
-        entry->negative = !!(line->value[0] & IEMU_LEAF_NEGATIVE);
-        entry->attributes = line->value[0] & IEMU_LEAF_SNOOP ? IEMU_SNOOP : 0;
-        break;
-    case IEMU_CACHE_PAGING:
-        entry->output = line->value[0] & ~0xfffull;
-        entry->permissions = line->value[0] & IEMU_LEAF_PERMISSIONS;
-        break;
-    case IEMU_CACHE_INTERRUPT:
-        entry->address = tag->who; /* interrupt index */
-        entry->output = line->value[0];
-        break;
-    default:
-        entry->output = line->value[0];
-        entry->negative = !!(line->flags & IEMU_LEAF_NEGATIVE);
-        break;
+    if (cache != IEMU_CACHE_INTERRUPT) {
+        iemu_describe_line(unit, cache, tag, line, entry);
+        return;
     }
+    entry->address = tag->who; /* interrupt index */
+    entry->output = line->value[0];
 }

@@ -5,14 +5,8 @@
 #include <string.h>
 
 static const struct iemu_register_info registers[] = {
-#define REGISTER(name_, base_, offset_, width_, count_, stride_, description_)                 \
-    {.name = #name_,                                                                           \
-     .description = description_,                                                              \
-     .offset = offset_,                                                                        \
-     .width = width_,                                                                          \
-     .count = count_,                                                                          \
-     .stride = stride_,                                                                        \
-     .base = IEMU_BASE_##base_},
+#define REGISTER(name, base, offset, width, count, stride, description)                        \
+    IEMU_REGISTER_ROW(name, base, offset, width, count, stride, description)
 #define FIELD(reg, name, high, low, access, reset, needs)
 #include "registers.def"
 #undef REGISTER
@@ -21,40 +15,27 @@ static const struct iemu_register_info registers[] = {
 
 static const struct iemu_field_info fields[] = {
 #define REGISTER(name, base, offset, width, count, stride, description)
-#define FIELD(reg_, name_, high_, low_, access_, reset_, needs_)                               \
-    {.name = #name_,                                                                           \
-     .needs = #needs_,                                                                         \
-     .reg = VTD_##reg_,                                                                        \
-     .high = high_,                                                                            \
-     .low = low_,                                                                              \
-     .access = IEMU_##access_,                                                                 \
-     .reset = reset_},
+#define FIELD(reg, name, high, low, access, reset, needs)                                      \
+    IEMU_FIELD_ROW(VTD_##reg, name, high, low, access, reset, #needs)
 #include "registers.def"
 #undef REGISTER
 #undef FIELD
 };
 
 static const struct iemu_fault_info faults[] = {
-#define FAULT(slug_, code_, name_, qualified_, tr, td, condition_, section_)                   \
-    {.slug = #slug_,                                                                           \
-     .name = name_,                                                                            \
-     .condition = condition_,                                                                  \
-     .section = section_,                                                                      \
-     .code = code_,                                                                            \
-     .qualified = qualified_},
+#define FAULT(slug, code, name, qualified, tr, td, condition, section)                         \
+    IEMU_FAULT_ROW(slug, code, name, qualified, condition, section)
 #include "faults.def"
 #undef FAULT
 };
 
-#define COUNT(table) (sizeof(table) / sizeof((table)[0]))
-
 const struct iemu_vendor_tables vtd_tables = {
     .registers = registers,
-    .register_count = COUNT(registers),
+    .register_count = IEMU_COUNT(registers),
     .fields = fields,
-    .field_count = COUNT(fields),
+    .field_count = IEMU_COUNT(fields),
     .faults = faults,
-    .fault_count = COUNT(faults),
+    .fault_count = IEMU_COUNT(faults),
 };
 
 /* Whether a field is there, in the order of the table: the `needs` column, evaluated. */
@@ -72,7 +53,7 @@ static bool has_field(struct iemu_unit *unit, size_t field)
 #undef FIELD
     };
 
-    return field < COUNT(there) && there[field];
+    return field < IEMU_COUNT(there) && there[field];
 }
 
 static uint32_t register_offset(struct iemu_unit *unit, size_t reg)
@@ -139,7 +120,7 @@ static void toggle_queue(struct iemu_vtd *v, bool on)
     } else {
         v->queue_closing = true;
     }
-    vtd_queue_run(v);
+    vtd_invalidation_run(v);
 }
 
 static void toggle_interrupts(struct iemu_vtd *v, bool on)
@@ -221,8 +202,8 @@ static uint64_t mmio_read(struct iemu_unit *unit, uint32_t offset, uint32_t size
 /* A register with a pending command must not be written: the write is lost (2.1). */
 static bool refuses_write(const struct iemu_vtd *v, uint16_t reg)
 {
-    return (reg == VTD_CCMD && v->job == VTD_JOB_CONTEXT) ||
-           ((reg == VTD_IOTLB || reg == VTD_IVA) && v->job == VTD_JOB_IOTLB);
+    return (reg == VTD_CCMD && v->commands & VTD_COMMAND_CONTEXT) ||
+           ((reg == VTD_IOTLB || reg == VTD_IVA) && v->commands & VTD_COMMAND_IOTLB);
 }
 
 static void write_dword(struct iemu_vtd *v, uint32_t offset, uint32_t value)
@@ -246,7 +227,7 @@ static void write_dword(struct iemu_vtd *v, uint32_t offset, uint32_t value)
         break;
     case VTD_FSTS:
         vtd_faults_acknowledged(v);
-        vtd_queue_run(v); /* clearing IQE or ITE restarts the fetch at the head (7.6) */
+        vtd_invalidation_run(v); /* clearing IQE or ITE restarts the fetch at the head (7.6) */
         break;
     case VTD_FRCD:
         vtd_faults_acknowledged(v);
@@ -263,7 +244,7 @@ static void write_dword(struct iemu_vtd *v, uint32_t offset, uint32_t value)
         break;
     case VTD_IQT:
         if (word->part == 0)
-            vtd_queue_run(v);
+            vtd_invalidation_run(v);
         break;
     case VTD_PMEN:
     case VTD_PLMBASE:
@@ -308,39 +289,17 @@ static void resume(struct iemu_unit *unit)
 
     vtd_event_control_written(v, VTD_FECTL_AT);
     vtd_event_control_written(v, VTD_IECTL_AT);
-    vtd_queue_run(v);
+    vtd_invalidation_run(v);
 }
 
 static size_t counters(struct iemu_unit *unit, struct iemu_counter *out, size_t count)
 {
-    const struct iemu_vtd *v = vtd_of(unit);
-    const struct iemu_cache *iotlb = &unit->cache[IEMU_CACHE_IOTLB];
-    const struct iemu_cache *context = &unit->cache[IEMU_CACHE_CONTEXT];
-    const struct iemu_cache *paging = &unit->cache[IEMU_CACHE_PAGING];
-    const struct iemu_cache *interrupt = &unit->cache[IEMU_CACHE_INTERRUPT];
-    const struct iemu_counter all[] = {
-        {"iotlb_lookup", iemu_cache_hits(iotlb) + iotlb->misses},
-        {"iotlb_hit", iemu_cache_hits(iotlb)},
-        {"iotlb_eviction", iotlb->evictions},
-        {"ctxt_cache_lookup", iemu_cache_hits(context) + context->misses},
-        {"ctxt_cache_hit", iemu_cache_hits(context)},
-        {"ss_nonleaf_lookup", iemu_cache_hits(paging) + paging->misses},
-        {"ss_nonleaf_hit", iemu_cache_hits(paging)},
-        {"int_cache_lookup", iemu_cache_hits(interrupt) + interrupt->misses},
-        {"int_cache_hit_nonposted", iemu_cache_hits(interrupt)},
-        {"iommu_mrds", v->memory_reads},
-        {"faults_recorded", v->faults_recorded},
-        {"faults_lost", v->faults_lost},
-        {"descriptors", v->descriptors},
-    };
-    memcpy(out, all, (count < COUNT(all) ? count : COUNT(all)) * sizeof(all[0]));
-    return COUNT(all);
+    return iemu_count(unit, &vtd_of(unit)->statistics, out, count);
 }
 
 static void destroy(struct iemu_unit *unit)
 {
-    iemu_clock_cancel(&unit->machine->clock, &vtd_of(unit)->job_event);
-    iemu_clock_cancel(&unit->machine->clock, &vtd_of(unit)->queue_event);
+    vtd_invalidation_reset(vtd_of(unit));
     iemu_unit_free(unit);
     free(unit);
 }
@@ -392,7 +351,7 @@ static int place_registers(struct iemu_vtd *v)
     for (uint16_t i = 0; !error && i < VTD_REGISTERS; i++)
         error = iemu_regfile_place(regs, &registers[i], i, register_offset(&v->unit, i),
                                    register_count(v, i));
-    for (size_t i = 0; !error && i < COUNT(fields); i++) {
+    for (size_t i = 0; !error && i < IEMU_COUNT(fields); i++) {
         if (has_field(&v->unit, i))
             iemu_regfile_field(regs, &registers[fields[i].reg], &fields[i],
                                register_offset(&v->unit, fields[i].reg),

@@ -2,6 +2,9 @@
 #ifndef IEMU_VTD_H
 #define IEMU_VTD_H
 
+#include "../fields.h"
+#include "../introspection.h"
+#include "../queue.h"
 #include "../unit.h"
 #include "../vendor.h"
 #include "../walk.h"
@@ -33,13 +36,9 @@ enum vtd_field {
 #undef FIELD
 };
 
-/* Value of a field in a register's value; mask of a field in its own 64 bits. */
-#define VTD_MASK(reg, field)                                                                   \
-    (((2ull << (VTD_##reg##_##field##_BITS - 1)) - 1) << (VTD_##reg##_##field##_LOW % 64))
-#define VTD_GET(reg, field, value)                                                             \
-    (((value)&VTD_MASK(reg, field)) >> (VTD_##reg##_##field##_LOW % 64))
-#define VTD_PUT(reg, field, value)                                                             \
-    (((uint64_t)(value) << (VTD_##reg##_##field##_LOW % 64)) & VTD_MASK(reg, field))
+#define VTD_MASK(reg, field)       IEMU_FIELD_MASK(VTD_##reg##_##field)
+#define VTD_GET(reg, field, value) IEMU_FIELD_GET(VTD_##reg##_##field, value)
+#define VTD_PUT(reg, field, value) IEMU_FIELD_PUT(VTD_##reg##_##field, value)
 
 enum vtd_diagnostic {
 #define FAULT(slug, code, name, qualified, tr, td, condition, section) VTD_DIAG_##slug,
@@ -75,10 +74,10 @@ enum vtd_iqei {
     VTD_IQEI_MODE = 7,
 };
 
-enum vtd_job_kind {
-    VTD_JOB_NONE,
-    VTD_JOB_CONTEXT, /* CCMD */
-    VTD_JOB_IOTLB,   /* IOTLB register */
+/* Register commands that were accepted and are not complete. */
+enum vtd_command {
+    VTD_COMMAND_CONTEXT = 1, /* CCMD */
+    VTD_COMMAND_IOTLB = 2,   /* IOTLB register */
 };
 
 struct iemu_vtd {
@@ -110,19 +109,12 @@ struct iemu_vtd {
 
     uint32_t fault_index; /* next record to write (8.1) */
 
-    /* One register command at a time (2.1), and the queue beside it. */
-    struct iemu_event job_event;
-    enum vtd_job_kind job;
-    bool job_started;
-    struct iemu_event queue_event;
-    uint32_t queue_state; /* enum iemu_invalidation_state */
-    uint64_t descriptor[2];
-    bool queue_closing; /* QIE was cleared with work left */
+    struct iemu_queue queue;     /* invalidation queue */
+    struct iemu_queue registers; /* CCMD and IOTLB commands, the same states beside it */
+    uint32_t commands;           /* enum vtd_command bits that wait in `registers` */
+    bool queue_closing;          /* QIE was cleared with work left */
 
-    uint64_t memory_reads;
-    uint64_t faults_recorded;
-    uint64_t faults_lost;
-    uint64_t descriptors;
+    struct iemu_statistics statistics;
 };
 
 static inline struct iemu_vtd *vtd_of(struct iemu_unit *unit)
@@ -146,15 +138,16 @@ void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag 
 bool vtd_walk_second_stage(struct iemu_walk *walk);
 
 /* invalidation.c */
+/* The trigger byte of CCMD or of the IOTLB register was written. */
 void vtd_context_command(struct iemu_vtd *v);
 void vtd_iotlb_command(struct iemu_vtd *v);
 void vtd_drop_everything(struct iemu_vtd *v);
-/* Goes on with the queue as far as timing allows. */
-void vtd_queue_run(struct iemu_vtd *v);
-bool vtd_step(struct iemu_unit *unit);
-uint32_t vtd_invalidation_state(struct iemu_unit *unit);
+/* Goes on with register commands and the queue as far as timing allows. */
+void vtd_invalidation_run(struct iemu_vtd *v);
 void vtd_invalidation_init(struct iemu_vtd *v);
 void vtd_invalidation_reset(struct iemu_vtd *v);
+bool vtd_step(struct iemu_unit *unit);
+uint32_t vtd_invalidation_state(struct iemu_unit *unit);
 
 /* fault.c */
 /* Records a fault as 8.1 says, unless `suppress` (FPD). Returns whether a record was written. */

@@ -71,7 +71,6 @@ class Function:
         machine: the machine, once attached.
         msi: MSI, if it has it.
         msix: MSI-X, if it has it.
-        intx: level of its INTx pin.
         obeys_bus_master: whether clearing the bus-master bit keeps it from sending.
     """
 
@@ -104,7 +103,6 @@ class Function:
         self.devfn = 0
         self.msi: Msi | None = None
         self.msix: Msix | None = None
-        self.intx = False
         self._windows: dict[int, int] = {}  # BAR index: base of the window that is mapped
         config.set(0x00, 4, device_id << 16 | vendor_id)
         config.set(0x08, 4, class_code << 8 | revision)
@@ -126,10 +124,12 @@ class Function:
         if msix_vectors:
             self._add_msix(msix_vectors, msix_bar, msix_table)
 
-    def __getattr__(self, name: str) -> object:
-        if name in ("dma", "machine"):
-            raise StateError(f"{self.name} has no {name} yet: attach it to a machine first")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # type checkers must go on finding misspelt attributes
+
+        def __getattr__(self, name: str) -> object:
+            if name in ("dma", "machine"):
+                raise StateError(f"{self.name} has no {name} yet: attach it to a machine first")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         where = format_requester(self.address, self.segment) if self.attached else "not attached"
@@ -240,9 +240,14 @@ class Function:
             return self.msi.notify(vector)
         return False
 
+    @property
+    def intx(self) -> bool:
+        """Level of its INTx pin: an interrupt is there, and software has not disabled INTx."""
+        asserted = self.config.get(STATUS, 2) & _INTERRUPT_STATUS
+        return bool(asserted) and not self.config.get(COMMAND, 2) & INTX_DISABLE
+
     def set_intx(self, level: bool) -> None:
-        """Set the INTx pin; software sees it in the status register."""
-        self.intx = level and not self.config.get(COMMAND, 2) & INTX_DISABLE
+        """Say whether an interrupt is there; software sees it in the status register."""
         status = self.config.get(STATUS, 2) & ~_INTERRUPT_STATUS
         self.config.set(STATUS, 2, status | (_INTERRUPT_STATUS if level else 0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from iommu_emu.core import Status
 from iommu_emu.pci.address import format_requester, requester_id
@@ -306,7 +307,7 @@ class Fabric:
         for function in self.functions():
             if function.segment == segment and isinstance(function, Bridge):
                 used.update(range(function.secondary_number, function.subordinate_number + 1))
-        for number in (*range(own + 1, 256), *range(1, own)):
+        for number in chain(range(own + 1, 256), range(1, own)):
             if number not in used:
                 return number
         raise ValueError(f"segment {segment} has no bus number left of 256")

@@ -13,6 +13,9 @@ from iommu_emu.amdvi.structures import (
     DeviceTableEntry,
     DevTabHardwareError,
     IllegalDevTableEntry,
+    InvalidateDevtabEntry,
+    InvalidateIommuAll,
+    InvalidateIommuPages,
     InvalidDeviceRequest,
     IoPageFault,
     PageDirectoryEntry,
@@ -30,8 +33,9 @@ from iommu_emu.reference import (
     in_interrupt_range,
     pass_through,
 )
+from iommu_emu.reference.oracle import Oracle
 
-__all__ = ["Context", "Unit", "Walker", "event", "walk"]
+__all__ = ["Context", "Unit", "Walker", "event", "invalidate", "walk"]
 
 ENTRY_SIZE = 32
 LARGEST_PAGE = 51  # bits: the largest size that NextLevel 7 encodes (AMD-Vi 5.2)
@@ -257,6 +261,39 @@ def walk(unit: Unit, read: MemoryRead, request: Request) -> Answer:
         The only right answer if every cache is empty.
     """
     return Walker(unit, read).walk(request)
+
+
+def invalidate(oracle: Oracle[Context], command: bytes) -> None:
+    """Tell the oracle what a command covers (AMD-Vi 9.2).
+
+    Args:
+        oracle: of the unit that carried it out.
+        command: 16 bytes; those that invalidate neither device table entries nor translations
+            are none of the oracle's business.
+    """
+    opcode = command[7] >> 4
+    if opcode == InvalidateDevtabEntry["opcode"].value:
+        entry = InvalidateDevtabEntry.parse(command)
+        oracle.invalidate_context(requester=entry.device_id)
+    elif opcode == InvalidateIommuPages["opcode"].value:
+        entry = InvalidateIommuPages.parse(command)
+        first, last = invalidated_range(entry.s, entry.address)
+        oracle.invalidate_iotlb(
+            domain=entry.domain_id, first=first, last=last, keep_tables=not entry.pde
+        )
+    elif opcode == InvalidateIommuAll["opcode"].value:
+        oracle.invalidate_all()
+
+
+def invalidated_range(sized: int, address: int) -> tuple[int, int]:
+    """Return the first and last input address that a command covers (AMD-Vi 9.2)."""
+    if not sized:
+        return address, address | 0xFFF
+    ones = address | 0xFFF
+    half = ~ones & ones + 1  # the lowest 0 bit is half the size
+    if half >> 52 or half == 0:
+        return 0, (1 << 64) - 1
+    return address & ~(2 * half - 1), address | 2 * half - 1
 
 
 def event(request: Request, answer: Answer) -> int:

@@ -21,9 +21,12 @@ from iommu_emu.reference import (
     in_interrupt_range,
     pass_through,
 )
+from iommu_emu.reference.oracle import Oracle
 from iommu_emu.vtd.structures import (
     ContextEntry,
+    ContextInvalidation,
     FaultRecording,
+    IotlbInvalidation,
     RootEntry,
     second_stage_page,
     second_stage_table,
@@ -32,7 +35,7 @@ from iommu_emu.vtd.structures import (
 if TYPE_CHECKING:
     from iommu_emu.vtd.unit import VtdUnit
 
-__all__ = ["FAILURES", "Context", "Unit", "Walker", "fault_record", "walk"]
+__all__ = ["FAILURES", "Context", "Unit", "Walker", "fault_record", "invalidate", "walk"]
 
 FAILURES: dict[str, Failure] = {
     name: Failure(code, name, qualified)
@@ -351,6 +354,34 @@ def walk(unit: Unit, read: MemoryRead, request: Request) -> Answer:
         The only right answer if every cache is empty.
     """
     return Walker(unit, read).walk(request)
+
+
+def invalidate(oracle: Oracle[Context], descriptor: bytes) -> None:
+    """Tell the oracle what an invalidation descriptor covers (VT-d 7.4).
+
+    Args:
+        oracle: of the unit that carried it out.
+        descriptor: 16 bytes; those that invalidate neither contexts nor translations are none
+            of the oracle's business.
+    """
+    kind = descriptor[0] & 0xF
+    if kind == ContextInvalidation["type"].value:
+        entry = ContextInvalidation.parse(descriptor)
+        oracle.invalidate_context(
+            domain=entry.did if entry.g in (2, 3) else None,
+            requester=entry.sid if entry.g == 3 else None,
+            function_mask=(0, 4, 6, 7)[entry.fm],
+        )
+    elif kind == IotlbInvalidation["type"].value:
+        entry = IotlbInvalidation.parse(descriptor)
+        if entry.g != 3:
+            oracle.invalidate_iotlb(domain=entry.did if entry.g == 2 else None)
+            return
+        size = 1 << 12 + entry.am
+        first = entry.addr & ~(size - 1)
+        oracle.invalidate_iotlb(
+            domain=entry.did, first=first, last=first + size - 1, keep_tables=bool(entry.ih)
+        )
 
 
 def fault_record(unit: Unit, request: Request, answer: Answer) -> int:

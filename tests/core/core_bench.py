@@ -88,7 +88,7 @@ DEVICE_TLB = 1 << 2  # ECAP.DT
 
 GLOBAL, DOMAIN, SELECTIVE = 1, 2, 3
 
-SMALL = CacheGeometry(64, 4)
+SMALL = CacheGeometry(64, 16)
 GEOMETRY = Geometry("bench", "small enough to sweep", "tests", SMALL, SMALL, SMALL, SMALL)
 
 

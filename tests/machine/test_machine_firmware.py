@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from iommu_emu import Device, Machine, acpi
 from iommu_emu.acpi.dmar import DeviceScope, Dmar, Drhd, DrhdFlags, Rmrr
@@ -155,7 +157,9 @@ def test_dmar_address_width_that_cannot_be_built_is_named():
 
 
 def test_dmar_scope_without_a_path_is_noted():
-    assert build(drhd(FIRST, scope(ENDPOINT))).notes == ["DRHD at 0xfed90000: a scope without a path"]
+    assert build(drhd(FIRST, scope(ENDPOINT))).notes == [
+        "DRHD at 0xfed90000: a scope without a path"
+    ]
 
 
 def test_dmar_with_more_bridges_than_bus_numbers_is_built_with_notes():
@@ -253,3 +257,21 @@ def test_ivmd_is_a_reserved_region():
 def test_table_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="table must be a DMAR or IVRS, not int"):
         Machine.from_acpi(5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    platform=st.sampled_from(["laptop-thunderbolt", "server-4-unit", "q35-vtd"]),
+    edits=st.lists(st.tuples(st.integers(36, 400), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_damaged_dmar_builds_or_is_refused_with_a_reason(platform, edits):
+    data = bytearray(acpi.build(acpi.platforms.load(platform).table))
+    for offset, value in edits:
+        data[36 + offset % (len(data) - 36)] = value
+    try:
+        table = acpi.parse(data, strict=False)
+        machine = Machine.from_acpi(table, memory=1 << 20, unit_config={"geometry": "tiny-2"})
+        units = len(machine.units)
+    except ValueError:  # AcpiError is one, too
+        units = 0
+    assert units <= 4

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from iommu_emu import Access, Timing
-from iommu_emu.core import InvalidationState, OverlapError
+from iommu_emu.core import InvalidationState, OverlapError, Owed
+from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 
 
@@ -41,7 +42,9 @@ def test_unit_reads_a_128_bit_register_of_an_array(unit, block_everything):
 
 def test_unit_array_index_is_checked(unit):
     count = unit.register("FRCD").count
-    with pytest.raises(ValueError, match=rf"^index of FRCD must be in 0\.\.{count - 1}, not {count}$"):
+    with pytest.raises(
+        ValueError, match=rf"^index of FRCD must be in 0\.\.{count - 1}, not {count}$"
+    ):
         unit.read("FRCD", count)
 
 
@@ -166,3 +169,50 @@ def test_unit_in_another_segment_serves_only_that(machine, unit):
     other = VtdUnit(machine, VtdConfig(base=0xFED9_1000), 3)
     routed = [machine.core.routed_unit(segment, 0x10) for segment in (0, 3)]
     assert routed == [unit.core, other.core]
+
+
+@pytest.fixture
+def mapped(machine, unit):
+    """A driver that has mapped IOVA 4000h to 8000h for requester 10h."""
+    driver = VtdDriver(machine, unit, range(0x4_0000, 0x8_0000))
+    driver.start()
+    domain = driver.create_domain()
+    domain.map(0x4000, 0x8000, 4096)
+    driver.attach(domain, 0x10)
+    return domain
+
+
+def test_unit_entries_show_what_is_cached(unit, mapped):
+    unit.translate(0x10, 0x4321)
+    (entry,) = unit.entries("iotlb")
+    assert (entry.address, entry.output, entry.page_shift) == (0x4000, 0x8000, 12)
+    assert (entry.requester, entry.domain) == (0x10, mapped.id)
+
+
+def test_unit_stale_use_says_what_was_owed(unit, mapped):
+    unit.watch()
+    unit.translate(0x10, 0x4000)
+    mapped.unmap(0x4000, 4096, invalidate=False)
+    unit.translate(0x10, 0x4000)
+    (use,) = unit.stale_uses()
+    assert (use.request.requester, use.request.address) == (0x10, 0x4000)
+    assert (use.cached.address, use.fresh.fault, use.after) == (0x8000, 6, 0)
+    assert use.owed & Owed.IOTLB_PAGE
+
+
+def test_unit_stale_uses_are_taken_once(unit, mapped):
+    unit.watch()
+    unit.translate(0x10, 0x4000)
+    mapped.unmap(0x4000, 4096, invalidate=False)
+    unit.translate(0x10, 0x4000)
+    unit.stale_uses()
+    assert (unit.stale_uses(), unit.lost_stale_uses) == ([], 0)
+
+
+def test_unit_lost_stale_uses_are_counted(unit, mapped):
+    unit.watch()
+    unit.translate(0x10, 0x4000)
+    mapped.unmap(0x4000, 4096, invalidate=False)
+    unit.translate_batch(0x10, np.full(10_000, 0x4000, dtype=np.uint64))
+    kept = len(unit.stale_uses())
+    assert kept + unit.lost_stale_uses == 10_000

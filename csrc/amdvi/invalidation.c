@@ -1,0 +1,235 @@
+/* The command buffer (9): what commands drop, and how a bad one stops it. */
+#include "amdvi.h"
+
+enum opcode {
+    COMPLETION_WAIT = 1,
+    INVALIDATE_DEVTAB_ENTRY = 2,
+    INVALIDATE_IOMMU_PAGES = 3,
+    INVALIDATE_INTERRUPT_TABLE = 5,
+    PREFETCH_IOMMU_PAGES = 6,
+    INVALIDATE_IOMMU_ALL = 8,
+    OPCODES = 16,
+};
+
+#define OPCODE(command) ((unsigned)((command)[0] >> 60))
+
+/* Bits that must be 0 (9.1). GN needs guest translation, which EFR does not report. */
+static const uint64_t reserved[OPCODES][2] = {
+    [COMPLETION_WAIT] = {0x0ff0000000000000ull, 0},
+    [INVALIDATE_DEVTAB_ENTRY] = {0x0fffffffffff0000ull, UINT64_MAX},
+    [INVALIDATE_IOMMU_PAGES] = {0x0fff0000fff00000ull, 0xffcull},
+    [INVALIDATE_INTERRUPT_TABLE] = {0x0fffffffffff0000ull, UINT64_MAX},
+    [PREFETCH_IOMMU_PAGES] = {0x0ff0000000ff0000ull, 0xfeeull},
+    [INVALIDATE_IOMMU_ALL] = {0x0fffffffffffffffull, UINT64_MAX},
+};
+
+static bool supported(const struct iemu_amdvi *a, unsigned opcode)
+{
+    switch (opcode) {
+    case COMPLETION_WAIT:
+    case INVALIDATE_DEVTAB_ENTRY:
+    case INVALIDATE_IOMMU_PAGES:
+    case INVALIDATE_INTERRUPT_TABLE:
+        return true;
+    case PREFETCH_IOMMU_PAGES:
+        return AMDVI_GET(EFR, PreFSup, a->efr);
+    case INVALIDATE_IOMMU_ALL:
+        return AMDVI_GET(EFR, IASup, a->efr);
+    default: /* reserved, or of a feature that is not there */
+        return false;
+    }
+}
+
+/* ---- effects (9.2): never more is dropped than is asked for ------------------------------------ */
+
+struct pages {
+    uint64_t first;
+    uint64_t last;
+    bool all;
+};
+
+/* Address and S of a command: one page, or the size that the lowest 0 bit tells (9.2). */
+static struct pages pages_of(uint64_t operand)
+{
+    uint64_t address = operand & ~0xfffull, size = 0xfff;
+    struct pages pages = {0};
+
+    if (operand & 1) {
+        unsigned zero = (unsigned)__builtin_ctzll(~((operand & 0x000fffffffffffffull) | 0xfff));
+
+        pages.all = zero > 51;
+        size = iemu_low_mask(zero + 1);
+    }
+    pages.first = address & ~size;
+    pages.last = pages.first | size;
+    return pages;
+}
+
+static void drop_pages(struct iemu_cache *cache, uint32_t domain, const struct pages *pages)
+{
+    if (pages->all)
+        iemu_cache_drop_domain(cache, domain);
+    else
+        iemu_cache_drop_range(cache, domain, pages->first, pages->last);
+}
+
+static void invalidate_pages(struct iemu_amdvi *a, uint32_t domain, uint64_t operand,
+                             bool directories)
+{
+    const struct pages pages = pages_of(operand);
+
+    drop_pages(&a->unit.cache[IEMU_CACHE_IOTLB], domain, &pages);
+    if (directories)
+        drop_pages(&a->unit.cache[IEMU_CACHE_PAGING], domain, &pages);
+}
+
+/* Nothing is loaded early, which is legal; but Inval=1 invalidates. */
+static void prefetch(struct iemu_amdvi *a, const uint64_t command[2])
+{
+    struct amdvi_passage p = {.use_caches = true};
+    struct amdvi_dte dte;
+
+    if (command[1] & 0x10 && !amdvi_find_dte(a, (uint16_t)command[0], &p, &dte) && DTE_V(&dte) &&
+        DTE_TV(&dte))
+        invalidate_pages(a, DTE_DOMAIN(&dte), command[1], false);
+}
+
+static void stop(struct iemu_amdvi *a, uint32_t diagnostic)
+{
+    uint64_t head = iemu_reg64(&a->unit.regs, AMDVI_CmdBufHead_AT);
+
+    a->command_error = true;
+    amdvi_report_command(a, diagnostic, amdvi_ring_base(a, AMDVI_CmdBufBase_AT) + head);
+}
+
+/* Commands run one after the other, so older ones are complete, and f=1 asks for nothing more. */
+static bool complete_wait(struct iemu_amdvi *a, const uint64_t command[2])
+{
+    const struct iemu_drain drain = {
+        .unit = &a->unit, .last = UINT64_MAX, .any_domain = true, .reads = true, .writes = true};
+
+    /* What used a translation that an older command dropped must be over (design). */
+    iemu_dma_drain(a->unit.machine, &drain);
+    if (command[0] & 1 && !iemu_unit_store(&a->unit.machine->memory,
+                                           command[0] & 0x000ffffffffffff8ull, &command[1], 8)) {
+        stop(a, AMDVI_DIAG_COMMAND_STORE);
+        return false;
+    }
+    if (command[0] & 2) {
+        amdvi_set_status(a, AMDVI_MASK(Status, ComWaitInt), true);
+        if (amdvi_control(a, AMDVI_MASK(Control, ComWaitIntEn)))
+            amdvi_send_message(a);
+    }
+    return true;
+}
+
+static bool execute(struct iemu_amdvi *a, const uint64_t command[2])
+{
+    uint16_t device = (uint16_t)command[0];
+
+    switch (OPCODE(command)) {
+    case INVALIDATE_DEVTAB_ENTRY:
+        iemu_cache_drop_who(&a->unit.cache[IEMU_CACHE_CONTEXT], device, 0xffff, 0, true);
+        return true;
+    case INVALIDATE_IOMMU_PAGES:
+        invalidate_pages(a, command[0] >> 32 & 0xffff, command[1], command[1] & 2);
+        return true;
+    case INVALIDATE_INTERRUPT_TABLE:
+        iemu_cache_drop_who(&a->unit.cache[IEMU_CACHE_INTERRUPT], (uint64_t)device << 16,
+                            0xffff0000, 0, true);
+        return true;
+    case PREFETCH_IOMMU_PAGES:
+        prefetch(a, command);
+        return true;
+    case INVALIDATE_IOMMU_ALL:
+        for (uint32_t i = 0; i < IEMU_CACHES; i++)
+            iemu_cache_drop_all(&a->unit.cache[i]);
+        return true;
+    default:
+        return complete_wait(a, command);
+    }
+}
+
+/* ---- the ring ---------------------------------------------------------------------------------- */
+
+static bool may_run(const struct iemu_amdvi *a)
+{
+    return amdvi_control(a, AMDVI_MASK(Control, IommuEn)) &&
+           amdvi_control(a, AMDVI_MASK(Control, CmdBufEn)) &&
+           amdvi_ring_length(a, AMDVI_CmdBufBase_AT) >= 8 && !a->command_error;
+}
+
+/* A disable does not interrupt a command: CmdBufRun stays set until it is complete. */
+void amdvi_update_command_run(struct iemu_amdvi *a)
+{
+    if (!amdvi_control(a, AMDVI_MASK(Control, CmdBufEn)))
+        a->command_error = false;
+    amdvi_set_status(a, AMDVI_MASK(Status, CmdBufRun), may_run(a) || a->queue.in_progress);
+}
+
+static bool waits(const struct iemu_unit *unit)
+{
+    const struct iemu_amdvi *a = (const struct iemu_amdvi *)unit;
+
+    return may_run(a) && iemu_reg64(&unit->regs, AMDVI_CmdBufHead_AT) !=
+                             iemu_reg64(&unit->regs, AMDVI_CmdBufTail_AT);
+}
+
+static bool fetch(struct iemu_unit *unit, uint64_t command[2])
+{
+    struct iemu_amdvi *a = amdvi_of(unit);
+    uint64_t address = amdvi_ring_base(a, AMDVI_CmdBufBase_AT) +
+                       iemu_reg64(&unit->regs, AMDVI_CmdBufHead_AT);
+    unsigned opcode;
+
+    if (!iemu_fetch_entry(&unit->machine->memory, address, command, 2, unit->granule_words)) {
+        stop(a, AMDVI_DIAG_COMMAND_FETCH);
+        return false;
+    }
+    opcode = OPCODE(command);
+    if (!supported(a, opcode))
+        stop(a, AMDVI_DIAG_COMMAND_UNKNOWN);
+    else if (command[0] & reserved[opcode][0] || command[1] & reserved[opcode][1])
+        stop(a, AMDVI_DIAG_COMMAND_RESERVED);
+    return !a->command_error;
+}
+
+static void finish(struct iemu_unit *unit, const uint64_t command[2])
+{
+    struct iemu_amdvi *a = amdvi_of(unit);
+    uint64_t head = iemu_reg64(&unit->regs, AMDVI_CmdBufHead_AT) + AMDVI_RING_ENTRY;
+
+    if (!execute(a, command))
+        return;
+    a->statistics.descriptors++;
+    if (iemu_tracing(unit->machine))
+        iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_COMMAND,
+                                                                .a = command[0],
+                                                                .b = command[1],
+                                                                .unit = (uint16_t)unit->number});
+    iemu_reg64_set(&unit->regs, AMDVI_CmdBufHead_AT,
+                   head & (amdvi_ring_bytes(a, AMDVI_CmdBufBase_AT) - 1));
+}
+
+static bool is_wait(const uint64_t command[2])
+{
+    return OPCODE(command) == COMPLETION_WAIT;
+}
+
+static void settle(struct iemu_unit *unit)
+{
+    amdvi_update_command_run(amdvi_of(unit));
+}
+
+void amdvi_invalidation_init(struct iemu_amdvi *a)
+{
+    static const struct iemu_queue_ops ops = {
+        .waits = waits,
+        .fetch = fetch,
+        .finish = finish,
+        .is_wait = is_wait,
+        .settle = settle,
+    };
+
+    iemu_queue_init(&a->queue, &a->unit, &ops);
+}

@@ -1,0 +1,82 @@
+#include "queue.h"
+
+static bool advance(struct iemu_queue *queue)
+{
+    struct iemu_unit *unit = queue->unit;
+
+    if (queue->in_progress) {
+        queue->in_progress = false;
+        queue->ops->finish(unit, queue->command);
+    } else if (queue->ops->waits(unit)) {
+        queue->in_progress = queue->ops->fetch(unit, queue->command);
+    } else {
+        return false;
+    }
+    if (!queue->in_progress)
+        queue->ops->settle(unit);
+    return true;
+}
+
+static uint64_t latency(const struct iemu_queue *queue)
+{
+    const struct iemu_timing *timing = &queue->unit->timing;
+
+    if (!queue->in_progress)
+        return timing->command;
+    return queue->ops->is_wait(queue->command) ? timing->wait : timing->invalidation;
+}
+
+void iemu_queue_run(struct iemu_queue *queue)
+{
+    struct iemu_clock *clock = &queue->unit->machine->clock;
+
+    if (queue->unit->timing.manual || queue->event.slot)
+        return;
+    while (iemu_queue_state(queue) != IEMU_INVALIDATION_IDLE) {
+        uint64_t wait = latency(queue);
+
+        if (wait) {
+            iemu_clock_schedule(clock, &queue->event, clock->now + wait);
+            return;
+        }
+        advance(queue);
+    }
+}
+
+bool iemu_queue_step(struct iemu_queue *queue)
+{
+    iemu_clock_cancel(&queue->unit->machine->clock, &queue->event);
+    if (!advance(queue))
+        return false;
+    iemu_queue_run(queue);
+    return true;
+}
+
+static void come_due(void *owner)
+{
+    iemu_queue_step(owner);
+}
+
+void iemu_queue_init(struct iemu_queue *queue, struct iemu_unit *unit,
+                     const struct iemu_queue_ops *ops)
+{
+    *queue = (struct iemu_queue){
+        .unit = unit,
+        .ops = ops,
+        .event = {.run = come_due, .owner = queue},
+    };
+}
+
+void iemu_queue_reset(struct iemu_queue *queue)
+{
+    iemu_clock_cancel(&queue->unit->machine->clock, &queue->event);
+    queue->in_progress = false;
+}
+
+uint32_t iemu_queue_state(const struct iemu_queue *queue)
+{
+    if (queue->in_progress)
+        return IEMU_INVALIDATION_IN_PROGRESS;
+    return queue->ops->waits(queue->unit) ? IEMU_INVALIDATION_SUBMITTED
+                                          : IEMU_INVALIDATION_IDLE;
+}
