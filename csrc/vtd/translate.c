@@ -209,23 +209,28 @@ static uint32_t answer(const struct iemu_vtd *v, const struct iemu_request *requ
 }
 
 /*
- * Caches a translation. A large page that shares bytes with the interrupt range is cached as the
- * 4 KiB fragment in use (9.6 allows fragments), so that a hit need not check its output.
+ * A large page that shares bytes with the interrupt range is used as the 4 KiB fragment that the
+ * request is in (9.6 allows fragments): so a hit need not check its output.
  */
+static void fragment(const struct iemu_request *request, uint64_t *leaf, unsigned *shift)
+{
+    uint64_t first = *leaf & ~iemu_low_mask(*shift), last = first | iemu_low_mask(*shift);
+
+    if (*shift == 12 || first >= IEMU_INTERRUPT_BASE + IEMU_INTERRUPT_SIZE ||
+        last < IEMU_INTERRUPT_BASE)
+        return;
+    *leaf |= request->address & iemu_low_mask(*shift) & ~0xfffull;
+    *shift = 12;
+}
+
 static void fill_iotlb(struct iemu_vtd *v, const struct iemu_request *request,
                        const struct passage *p, uint64_t who, uint32_t domain, uint64_t leaf,
                        unsigned shift, uint32_t diagnostic, uint32_t flags)
 {
     struct iemu_line *line;
-    uint64_t first = leaf & ~iemu_low_mask(shift), last = first | iemu_low_mask(shift);
 
     if (!p->use_caches)
         return;
-    if (shift > 12 && first < IEMU_INTERRUPT_BASE + IEMU_INTERRUPT_SIZE &&
-        last >= IEMU_INTERRUPT_BASE) {
-        leaf |= request->address & iemu_low_mask(shift) & ~0xfffull;
-        shift = 12;
-    }
     line = iemu_cache_fill(&v->unit.cache[IEMU_CACHE_IOTLB],
                            iemu_page_key(request->address, shift), who,
                            iemu_page_index(request->address, shift), domain);
@@ -318,7 +323,7 @@ static uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request *reque
                             struct passage *p, const struct context *c, uint64_t who,
                             struct iemu_result *result)
 {
-    unsigned levels = CONTEXT_AW(c->high) + 2;
+    unsigned levels = CONTEXT_AW(c->high) + 2, shift;
     unsigned width = 12 + 9 * levels;
     uint32_t domain = CONTEXT_DID(c->high), diagnostic;
     uint64_t leaf;
@@ -348,10 +353,12 @@ static uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request *reque
     v->statistics.memory_reads += walk.reads;
     leaf = walk.leaf.address | walk.permissions |
            (walk.leaf.attributes & IEMU_SNOOP ? IEMU_LEAF_SNOOP : 0);
-    diagnostic = answer(v, request, leaf, walk.leaf.shift, result);
+    shift = walk.leaf.shift;
+    fragment(request, &leaf, &shift);
+    diagnostic = answer(v, request, leaf, shift, result);
     /* A page without this permission is still a translation; one to FEEx_xxxxh is a fault. */
     if (diagnostic != VTD_DIAG_LGN_4)
-        fill_iotlb(v, request, p, who, domain, leaf, walk.leaf.shift, 0, 0);
+        fill_iotlb(v, request, p, who, domain, leaf, shift, 0, 0);
     return diagnostic;
 }
 

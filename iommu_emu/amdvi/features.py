@@ -11,7 +11,7 @@ from iommu_emu.core import FieldInfo, Vendor
 __all__ = ["Features", "unimplemented"]
 
 LEVELS = {4: 0, 5: 1, 6: 2}  # HATS
-IMPLEMENTED = frozenset({"HATS", "IASup"})
+IMPLEMENTED = frozenset({"HATS", "IASup", "PreFSup", "MsiCapMmioSup"})
 
 
 @lru_cache
@@ -33,6 +33,9 @@ class Features:
     Attributes:
         levels: deepest host page table, 4, 5 or 6 (HATS).
         invalidate_all: the INVALIDATE_IOMMU_ALL command is supported (IASup).
+        prefetch: the PREFETCH_IOMMU_PAGES command is supported (PreFSup).
+        message_registers: the MSI capability is seen through registers (MsiCapMmioSup); without
+            them, the unit has no way to send its own interrupts.
 
     Raises:
         ValueError: if a value is outside its range.
@@ -40,6 +43,8 @@ class Features:
 
     levels: int = 6
     invalidate_all: bool = True
+    prefetch: bool = False
+    message_registers: bool = True
 
     def __post_init__(self) -> None:
         if self.levels not in LEVELS:
@@ -52,6 +57,8 @@ class Features:
         return (
             LEVELS[self.levels] << layout["HATS"].low
             | int(self.invalidate_all) << layout["IASup"].low
+            | int(self.prefetch) << layout["PreFSup"].low
+            | int(self.message_registers) << layout["MsiCapMmioSup"].low
         )
 
     @classmethod
@@ -65,10 +72,16 @@ class Features:
         refused = unimplemented(efr)
         if refused:
             raise ValueError(f"not implemented: {', '.join(refused)}")
-        hats = _layout()["HATS"].extract(efr)
+        found = {name: _layout()[name].extract(efr) for name in IMPLEMENTED}
+        hats = found["HATS"]
         if hats not in LEVELS.values():
             raise ValueError("EFR.HATS must be 0, 1 or 2, not 3: there are no host page tables")
-        parsed = cls(levels=4 + hats, invalidate_all=bool(_layout()["IASup"].extract(efr)))
+        parsed = cls(
+            levels=4 + hats,
+            invalidate_all=bool(found["IASup"]),
+            prefetch=bool(found["PreFSup"]),
+            message_registers=bool(found["MsiCapMmioSup"]),
+        )
         if parsed.efr != efr:
             raise ValueError(f"reserved bits are set: EFR {parsed.efr ^ efr:#x}")
         return parsed

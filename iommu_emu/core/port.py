@@ -87,7 +87,7 @@ class Port:
         except OverflowError:
             raise _overflow(address, length) from None
         if status:
-            return self._unfinished(status, address, length, length, on_done)
+            return self._unfinished(status, address, length, length, on_done, self._buffer)
         completion = Completion(self._bytes[:length])
         if on_done is not None:
             on_done(completion)
@@ -119,7 +119,7 @@ class Port:
         if status:
             if not 0 < length <= MAX_TRANSFER:
                 require_range("length", length, MAX_TRANSFER, 1)
-            return self._unfinished(status, address, length, 0, on_done)
+            return self._unfinished(status, address, length, 0, on_done, None)
         if on_done is not None:
             on_done(_SUCCESS)
         return _SUCCESS
@@ -244,7 +244,8 @@ class Port:
         if status == lib.IEMU_PENDING and posted:
             return _SUCCESS
         if status:
-            return self._unfinished(status, address, length, length if reads else 0, on_done)
+            expected = length if reads else 0
+            return self._unfinished(status, address, length, expected, on_done, buffer)
         completion = Completion(_unpack(buffer, length)) if reads else _SUCCESS
         if on_done is not None:
             on_done(completion)
@@ -266,10 +267,12 @@ class Port:
         length: int,
         expected: int,
         on_done: Callable[[Completion], None] | None,
+        so_far: Any,
     ) -> Completion:
         """Return the completion of the last transfer, which failed or is in flight.
 
-        `expected` is the number of bytes that will come back.
+        `expected` is the number of bytes that will come back; those of the parts that passed
+        at once are in `so_far`.
         """
         if status < 0:
             # A guest may tell a device any address: what runs past 2**64 is no user's mistake.
@@ -281,6 +284,8 @@ class Port:
         completion = Completion(b"", self._details(status, struct))
         if status == lib.IEMU_PENDING:
             buffer = ffi.new("char[]", max(expected, 16))
+            if expected:
+                ffi.memmove(buffer, so_far, expected)
             self._in_flight[struct.token] = _InFlight(completion, buffer, expected, on_done)
             self.machine.waiting[self] = None
         elif on_done is not None:

@@ -58,11 +58,12 @@ class Failure:
 
     Attributes:
         code: architectural code; 0 if none is ever recorded.
-        name: exact cause.
+        name: short name: VT-d's of the exact cause, AMD-Vi's of the event.
         qualified: suppressed by the device's fault-processing-disable (VT-d FPD, AMD-Vi SA).
         suppressed: the entry that failed has that bit set itself.
         flags: AMD-Vi: bits 59:48 of the event, without those of the request (AMD-Vi 10.1).
         address: AMD-Vi: physical address to report instead of the request's, or None.
+        detail: AMD-Vi: the exact cause.
     """
 
     code: int
@@ -71,6 +72,7 @@ class Failure:
     suppressed: bool = False
     flags: int = 0
     address: int | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True)

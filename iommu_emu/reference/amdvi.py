@@ -7,6 +7,7 @@ end, as on VT-d, so that both vendors follow one rule.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from iommu_emu import reference
 from iommu_emu.amdvi.structures import (
@@ -35,6 +36,9 @@ from iommu_emu.reference import (
 )
 from iommu_emu.reference.oracle import Oracle
 
+if TYPE_CHECKING:
+    from iommu_emu.amdvi.unit import AmdviUnit
+
 __all__ = ["Context", "Unit", "Walker", "event", "invalidate", "walk"]
 
 ENTRY_SIZE = 32
@@ -44,6 +48,12 @@ LARGEST_PAGE = 51  # bits: the largest size that NextLevel 7 encodes (AMD-Vi 5.2
 PR, RW, PE, RZ, TR = 0x10, 0x20, 0x40, 0x80, 0x100
 MASTER_ABORT = 1 << 9
 
+# Special ranges of HyperTransport (AMD-Vi 7.1).
+HT_INTERRUPT_RESERVED = range(0xFD_0000_0000, 0xFD_F800_0000)
+HT_INTERRUPT = range(0xFD_F800_0000, 0xFD_F900_0000)
+HT_SYSTEM_MANAGEMENT = range(0xFD_F910_0000, 0xFD_F920_0000)
+HT_PORT_IO = range(0xFD_FC00_0000, 0xFD_FE00_0000)
+
 ILLEGAL_DTE = IllegalDevTableEntry["code"].value
 PAGE_FAULT = IoPageFault["code"].value
 DTE_ERROR = DevTabHardwareError["code"].value
@@ -51,20 +61,19 @@ TABLE_ERROR = PageTabHardwareError["code"].value
 INVALID_REQUEST = InvalidDeviceRequest["code"].value
 
 
-def page_fault(name: str, flags: int = 0) -> Failure:
+def page_fault(detail: str, flags: int = 0) -> Failure:
     """Return an IO_PAGE_FAULT with the flags that its cause sets."""
-    return Failure(PAGE_FAULT, f"IO_PAGE_FAULT.{name}", True, flags=flags)
+    return Failure(PAGE_FAULT, "IO_PAGE_FAULT", flags=flags, detail=detail)
 
 
-def illegal_entry(name: str, flags: int = 0) -> Failure:
+def illegal_entry(detail: str, flags: int = 0) -> Failure:
     """Return an ILLEGAL_DEV_TABLE_ENTRY."""
-    return Failure(ILLEGAL_DTE, f"ILLEGAL_DEV_TABLE_ENTRY.{name}", False, flags=flags)
+    return Failure(ILLEGAL_DTE, "ILLEGAL_DEV_TABLE_ENTRY", False, flags=flags, detail=detail)
 
 
 def invalid_request(kind: int, flags: int = 0) -> Failure:
     """Return an INVALID_DEVICE_REQUEST of a type in AMD-Vi 10.2."""
-    name = f"INVALID_DEVICE_REQUEST.{kind}"
-    return Failure(INVALID_REQUEST, name, False, flags=flags | kind << 9)
+    return Failure(INVALID_REQUEST, "INVALID_DEVICE_REQUEST", False, flags=flags | kind << 9)
 
 
 def hardware_error(code: int, name: str, address: int) -> Failure:
@@ -82,6 +91,8 @@ class Unit:
         device_table_size: bytes of the device table, (Size + 1) * 4 KiB.
         highest_level: deepest page table in EFR.HATS: 4, 5 or 6; 0 if v1 is not supported.
         np_cache: not-present entries are cached.
+        exclusion: first and last address of the exclusion range, or None.
+        exclude_all: it is for every device (ExclBase.Allow).
     """
 
     device_table: int
@@ -89,6 +100,25 @@ class Unit:
     enabled: bool = True
     highest_level: int = 6
     np_cache: bool = False
+    exclusion: tuple[int, int] | None = None
+    exclude_all: bool = False
+
+    @classmethod
+    def of(cls, unit: AmdviUnit) -> Unit:
+        """Return what the registers of a unit say now."""
+        exclusion = None
+        if unit.field("ExclBase", "ExEn"):
+            limit = unit.read("ExclLimit") & ~0xFFF | 0xFFF
+            exclusion = (unit.field("ExclBase", "Base") << 12, limit)
+        return cls(
+            device_table=unit.field("DevTabBase", "Base") << 12,
+            device_table_size=unit.field("DevTabBase", "Size") + 1 << 12,
+            enabled=bool(unit.field("Control", "IommuEn")),
+            highest_level=4 + unit.field("EFR", "HATS"),
+            np_cache=unit.config.np_cache,
+            exclusion=exclusion,
+            exclude_all=bool(unit.field("ExclBase", "Allow")),
+        )
 
 
 @dataclass(frozen=True)
@@ -100,8 +130,9 @@ class Context(reference.Context):
     mode: int
     table: int
     permissions: Access
-    interrupts_valid: bool
-    interrupt_control: int
+    excluded: bool
+    io_control: int
+    system_management: int
 
 
 class Walker(reference.Walker[Context]):
@@ -117,7 +148,13 @@ class Walker(reference.Walker[Context]):
         self.unit = unit
 
     def admit(self, request: Request) -> Answer | None:
-        """Return the outcome of a request that needs no table, else None (AMD-Vi 4.1)."""
+        """Answer what needs no table: interrupt messages, and all while the unit is off.
+
+        What becomes of a message is the matter of AMD-Vi 12, not of a walk.
+        """
+        untranslated = request.at is AddressType.UNTRANSLATED and request.pasid is None
+        if untranslated and request.access is Access.WRITE and is_interrupt(request.address):
+            return Answer(Outcome.INTERRUPT, request.address)
         return None if self.unit.enabled else pass_through(request)
 
     def context(self, requester: int) -> Context | Failure:
@@ -152,36 +189,69 @@ class Walker(reference.Walker[Context]):
             mode=entry.mode,
             table=entry.root,
             permissions=Access(entry.ir | entry.iw << 1),
-            interrupts_valid=bool(entry.iv),
-            interrupt_control=entry.intctl,
+            excluded=bool(entry.ex),
+            io_control=entry.ioctl,
+            system_management=entry.sysmgt,
         )
 
-    def enter(self, context: Context, request: Request) -> Node | Leaf | Answer | Failure:
-        """Return the top table to walk, or how it ends without a walk (AMD-Vi 4.3, 7.1)."""
+    def enter(self, context: Context, request: Request) -> Node | Leaf | Failure | Answer:
+        """Apply the device table entry to this request (AMD-Vi 4.3, 7.1, 3.7)."""
         if request.at is AddressType.TRANSLATION_REQUEST:
             return invalid_request(0, TR)  # DTE.I needs a capability that is not there
         if request.at is not AddressType.UNTRANSLATED:
             return invalid_request(1)
-        if in_interrupt_range(request.address):
-            return self._interrupt_range(context, request)
+        special = self._special(context, request) if request.pasid is None else None
+        if special is not None:
+            return special
         if not context.valid:
             return pass_through(request)
         if not context.translation_valid:
             return page_fault("translation-not-valid")
+        if self._excluded(context, request.address):
+            return pass_through(request)
+        if request.pasid is not None:
+            return page_fault("pasid")
         if context.mode == 0:
-            page = request.address & ~0xFFF
-            return Leaf(page, 12, context.permissions)
-        width = 12 + 9 * context.mode
-        if request.address >> width:
+            return Leaf(request.address & ~0xFFF, 12, context.permissions)
+        if request.address >> 12 + 9 * context.mode:
             return page_fault("address-width")
         return Node(context.mode, context.table, context.permissions, top=True)
 
-    def _interrupt_range(self, context: Context, request: Request) -> Answer | Failure:
-        if request.access is not Access.WRITE:
+    def _excluded(self, context: Context, address: int) -> bool:
+        if self.unit.exclusion is None:
+            return False
+        first, last = self.unit.exclusion
+        return first <= address <= last and (self.unit.exclude_all or context.excluded)
+
+    def _special(self, context: Context, request: Request) -> Failure | Answer | None:
+        """Return the answer in the special address ranges; None: as anywhere (AMD-Vi 7.1)."""
+        address = request.address
+        posted = request.access is Access.WRITE
+        if is_interrupt(address):
             return invalid_request(0)
-        if context.interrupts_valid and context.interrupt_control == 0:
-            return invalid_request(5)
-        return Answer(Outcome.INTERRUPT, address=request.address)
+        if not context.valid:
+            return None
+        if address in HT_INTERRUPT_RESERVED:
+            return invalid_request(6 if posted else 0)
+        if address in HT_SYSTEM_MANAGEMENT:
+            refused = invalid_request(3 if posted else 4)
+            return self._control(context, request, (refused, True, refused, False))
+        if address in HT_PORT_IO:
+            return self._control(context, request, (invalid_request(2), True, False))
+        return None
+
+    @staticmethod
+    def _control(
+        context: Context, request: Request, choices: tuple[Failure | bool, ...]
+    ) -> Failure | Answer | None:
+        """Apply IoCtl or SysMgt: a refusal, True to forward, False to translate (AMD-Vi 7.2)."""
+        in_ports = request.address in HT_PORT_IO
+        choice = choices[context.io_control if in_ports else context.system_management]
+        if isinstance(choice, Failure):
+            return choice
+        if choice:
+            return pass_through(request)
+        return None if context.translation_valid else invalid_request(7)
 
     def step(self, node: Node, address: int) -> Node | Leaf | Failure:
         """Read one entry: fetch, PR, level, reserved, skipped bits (AMD-Vi 5.2)."""
@@ -249,6 +319,11 @@ class Walker(reference.Walker[Context]):
         )
 
 
+def is_interrupt(address: int) -> bool:
+    """Whether a posted write to an address is an interrupt message (AMD-Vi 7.1)."""
+    return in_interrupt_range(address) or address in HT_INTERRUPT
+
+
 def walk(unit: Unit, read: MemoryRead, request: Request) -> Answer:
     """Translate one request without any cache.
 
@@ -300,7 +375,7 @@ def event(request: Request, answer: Answer) -> int:
     """Return the 128-bit event log entry of a recorded fault (AMD-Vi 10.1)."""
     assert answer.failure is not None
     flags = answer.failure.flags
-    if request.access & Access.WRITE:
+    if request.access & Access.WRITE and answer.fault != INVALID_REQUEST:
         flags |= RW
     value = request.requester | answer.failure.code << 60 | flags << 48
     if answer.fault in (PAGE_FAULT, TABLE_ERROR):

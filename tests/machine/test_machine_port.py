@@ -184,3 +184,14 @@ def test_port_destroyed_refuses_every_call(port):
     port.destroy()
     assert port.read(0, 4).status is Status.REMOVED
     assert port.in_flight == (0, 0)
+
+
+def test_port_read_across_ram_and_a_bar_delivers_both_parts(machine, port):
+    end = machine.memory.size  # RAM starts at 0
+    machine.core.map_bar(end, 0x1000, owner=1)
+    machine.memory.write(end - 4, b"ram:")
+    completion = port.read(end - 4, 8)
+    (message,) = machine.core.take_messages()
+    machine.core.answer(message.token, b"bar!")
+    port.poll()
+    assert (completion.data, completion.details.done) == (b"ram:bar!", 8)

@@ -118,7 +118,8 @@ class Bench:
         expected = self.walker().walk(request)
         result = self.unit.core.translate(request)
         records = self.clear_faults()
-        assert expected.differences(result) == []
+        differences = expected.differences(result)
+        assert not differences, differences
         raw = [record.raw for record in records]
         wanted = []
         if expected.recorded:
