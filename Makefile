@@ -3,6 +3,7 @@
 #   make demo    set up, then see an IOMMU at work and at fault
 #   make test    set up, then everything that must hold: lint, types, tests, sanitizers
 #   make bench   set up, then what a translation and an invalidation cost, beside their floors
+#   make lib     the C core alone: build/libiommu_emu.a, to use with csrc/iommu_emu.h
 #
 # Everything lands in .venv/ and build/; `make clean` removes both.
 
@@ -14,7 +15,7 @@ SOURCES = $(shell find csrc iommu_emu devices acpi -type f \
           setup.py pyproject.toml README.md
 PYTEST_ARGS ?=
 
-.PHONY: demo test bench lint types tests sanitized clean
+.PHONY: demo test bench lib lint types tests sanitized clean
 
 demo: $(VENV)/.installed
 	$(BIN)/iommu-emu demo
@@ -24,6 +25,18 @@ test: lint types tests sanitized
 bench: $(VENV)/.tools
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds $(PYTEST_ARGS)
 	$(BIN)/iommu-emu bench
+
+lib: build/libiommu_emu.a
+
+CORE = $(filter-out csrc/bench/%,$(wildcard csrc/*.c csrc/*/*.c))
+
+build/libiommu_emu.a: $(CORE:csrc/%.c=build/lib/%.o)
+	rm -f $@
+	$(AR) rcs $@ $^
+
+build/lib/%.o: csrc/%.c $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.def)
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -g -fPIC -Wall -Wextra -Werror -c $< -o $@
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -12,40 +12,41 @@
 struct iemu_floor;
 
 enum iemu_bench_kind {
-    IEMU_BENCH_TRANSLATE = 0, /* a read of `length` bytes at each address */
-    IEMU_BENCH_DMA_READ = 1,  /* the same, with the data */
+    IEMU_BENCH_TRANSLATE = 0,  /* a read of `length` bytes at each address */
+    IEMU_BENCH_DMA_READ = 1,   /* the same, with the data */
     IEMU_BENCH_INVALIDATE = 2, /* `invalidation` by queue, at each address: one doorbell each */
-    IEMU_BENCH_WAIT = 3,      /* `wait` by queue, and a look at the status word */
-    IEMU_BENCH_MAP_UNMAP = 4, /* map one page, DMA to it, unmap, invalidate it and wait */
-    IEMU_BENCH_FAULT = 5,     /* a read that faults, and the clearing of its record */
-    IEMU_BENCH_MMIO_READ = 6, /* a read of the 4-byte register `reg` */
+    IEMU_BENCH_WAIT = 3,       /* `wait` by queue, and a look at the status word */
+    IEMU_BENCH_MAP_UNMAP = 4,  /* map one page, DMA to it, unmap, invalidate it and wait */
+    IEMU_BENCH_FAULT = 5,      /* a read that faults, and the clearing of its record */
+    IEMU_BENCH_MMIO_READ = 6,  /* iemu_mmio_read of the 4-byte register `reg` */
 };
 
 /* One loop's surroundings: a VT-d unit that translates in legacy mode with 4 levels. */
 struct iemu_bench {
     struct iemu_unit *unit;
-    struct iemu_port *port;   /* a port of `requester` */
-    struct iemu_floor *floor; /* over the same tables */
+    struct iemu_port *port;    /* a port of `requester` */
+    struct iemu_floor *floor;  /* over the same tables */
     const uint64_t *addresses; /* `count` IOVAs, one an operation */
-    size_t count;             /* a multiple of 256: then the queue ends where it began */
-    uint32_t length;          /* bytes of a DMA, 1..4096 */
+    size_t count;              /* a multiple of 256: then the queue ends where it began */
+    uint32_t length;           /* bytes of a DMA, 1..4096 */
     uint16_t requester;
-    uint16_t records;         /* fault records, a power of two up to 256 */
-    uint32_t reg;             /* offset of the register to read */
-    uint32_t tail;            /* offset of the queue's tail register */
-    uint32_t record;          /* offset of the first fault record */
-    uint64_t queue;           /* physical address of a queue of 256 descriptors */
-    uint64_t invalidation[2]; /* descriptor with an address of 0 */
-    uint64_t wait[2];         /* descriptor of a status write with data 0 */
-    uint64_t status;          /* physical address of its status word */
-    uint64_t entry;           /* physical address of the leaf entry of addresses[0] */
-    uint64_t leaf;            /* its value when mapped */
-    uint64_t checksum;        /* out: of what was done; a floor's is the same */
+    uint16_t records;          /* fault records, a power of two up to 256 */
+    uint32_t reg;              /* offset of the register to read */
+    uint32_t tail;             /* offset of the queue's tail register */
+    uint32_t record;           /* offset of the first fault record */
+    uint64_t queue;            /* physical address of a queue of 256 descriptors */
+    uint64_t invalidation[2];  /* descriptor with an address of 0 */
+    uint64_t wait[2];          /* descriptor of a status write with data 0 */
+    uint64_t status;           /* physical address of its status word */
+    uint64_t entry;            /* physical address of the leaf entry of addresses[0] */
+    uint64_t leaf;             /* its value when mapped */
+    uint64_t checksum;         /* out: of what was done; a floor's is the same */
 };
 
 /*
- * Runs `count` operations of `kind`, or of its floor, under one lock of the machine. Returns the
- * elapsed nanoseconds of CLOCK_MONOTONIC; 0: an address of the configuration is not RAM.
+ * Runs `count` operations of `kind`, or of its floor; all under one lock of the machine, but for
+ * register reads, which take it one by one. Returns the elapsed nanoseconds of CLOCK_MONOTONIC;
+ * 0: an address of the configuration is not RAM.
  */
 uint64_t iemu_bench_run(struct iemu_bench *bench, uint32_t kind, bool floor);
 

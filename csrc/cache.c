@@ -43,20 +43,19 @@ void iemu_cache_free(struct iemu_cache *cache)
     memset(cache, 0, sizeof(*cache));
 }
 
-static size_t line_count(const struct iemu_cache *cache)
+/* by_size counts what the last full invalidation has left; domains' dead lines still count. */
+static bool is_counted(const struct iemu_cache *cache, size_t at)
 {
-    return ((size_t)cache->set_mask + 1) * cache->ways;
+    return cache->tag[at].page != IEMU_NO_LINE && cache->line[at].stamp >= cache->stamp_all;
 }
 
 static void forget(struct iemu_cache *cache, size_t at)
 {
     unsigned shift = iemu_key_shift(cache->tag[at].page);
 
-    if (cache->tag[at].page == IEMU_NO_LINE)
-        return;
-    cache->tag[at].page = IEMU_NO_LINE;
-    if (!--cache->by_size[shift])
+    if (is_counted(cache, at) && !--cache->by_size[shift])
         cache->sizes &= ~(1ull << shift);
+    cache->tag[at].page = IEMU_NO_LINE;
 }
 
 static uint32_t random_way(struct iemu_cache *cache)
@@ -98,11 +97,9 @@ struct iemu_line *iemu_cache_fill(struct iemu_cache *cache, uint64_t page, uint6
     unsigned shift = iemu_key_shift(page);
     struct iemu_line *line = &cache->line[at];
 
-    if (cache->tag[at].page != page) {
-        forget(cache, at);
-        cache->by_size[shift]++;
-        cache->sizes |= 1ull << shift;
-    }
+    forget(cache, at);
+    cache->by_size[shift]++;
+    cache->sizes |= 1ull << shift;
     cache->tag[at] = (struct iemu_tag){.page = page, .who = who};
     cache->fills++;
     line->born = line->used = ++cache->tick;
@@ -114,6 +111,8 @@ struct iemu_line *iemu_cache_fill(struct iemu_cache *cache, uint64_t page, uint6
 void iemu_cache_drop_all(struct iemu_cache *cache)
 {
     cache->stamp_all = ++cache->generation;
+    cache->sizes = 0;
+    memset(cache->by_size, 0, sizeof(cache->by_size));
 }
 
 void iemu_cache_drop_domain(struct iemu_cache *cache, uint32_t domain)
@@ -162,12 +161,30 @@ void iemu_cache_drop_range(struct iemu_cache *cache, uint32_t domain, uint64_t f
     }
 }
 
-void iemu_cache_drop_who(struct iemu_cache *cache, uint64_t who_masked, uint64_t mask,
-                         uint32_t domain, bool any_domain)
+static void drop_keys_in_set(struct iemu_cache *cache, uint32_t index, uint64_t who,
+                             uint64_t ignored, const uint32_t *domain)
 {
-    for (size_t at = 0; at < line_count(cache); at++) {
-        if (cache->tag[at].page != IEMU_NO_LINE && (cache->tag[at].who & mask) == who_masked &&
-            (any_domain || cache->line[at].domain == domain))
+    size_t at = (size_t)(index & cache->set_mask) * cache->ways;
+
+    for (size_t end = at + cache->ways; at < end; at++) {
+        if (cache->tag[at].page != IEMU_NO_LINE && !((cache->tag[at].who ^ who) & ~ignored) &&
+            (!domain || cache->line[at].domain == *domain))
             forget(cache, at);
     }
+}
+
+void iemu_cache_drop_keys(struct iemu_cache *cache, uint64_t who, uint64_t ignored,
+                          const uint32_t *domain)
+{
+    uint64_t keys = 1ull << __builtin_popcountll(ignored & UINT32_MAX), subset = 0;
+
+    if (keys > cache->set_mask) {
+        for (uint32_t set = 0; set <= cache->set_mask; set++)
+            drop_keys_in_set(cache, set, who, ignored, domain);
+        return;
+    }
+    do { /* every subset of the ignored bits, each with the set that it selects */
+        drop_keys_in_set(cache, (uint32_t)((who & ~ignored) | subset), who, ignored, domain);
+        subset = (subset - ignored) & ignored;
+    } while (subset);
 }

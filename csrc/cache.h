@@ -63,9 +63,12 @@ void iemu_cache_drop_domain(struct iemu_cache *cache, uint32_t domain);
 /* Drops every line of `domain` that covers any byte of [first, last]. */
 void iemu_cache_drop_range(struct iemu_cache *cache, uint32_t domain, uint64_t first,
                            uint64_t last);
-/* Drops the lines with who & mask == who_masked and, unless any_domain, `domain`. */
-void iemu_cache_drop_who(struct iemu_cache *cache, uint64_t who_masked, uint64_t mask,
-                         uint32_t domain, bool any_domain);
+/*
+ * For caches whose lines have page 0 and are indexed by who: drops the lines whose who equals
+ * `who` but for the `ignored` bits and, unless `domain` is NULL, whose domain is *domain.
+ */
+void iemu_cache_drop_keys(struct iemu_cache *cache, uint64_t who, uint64_t ignored,
+                          const uint32_t *domain);
 /* Hits so far. */
 static inline uint64_t iemu_cache_hits(const struct iemu_cache *cache)
 {

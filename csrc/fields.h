@@ -8,9 +8,8 @@
 #include "registers.h"
 
 /* Mask of a field in its own 64 bits of the register; its value in, and its place in, a value. */
-#define IEMU_FIELD_MASK(field) (((2ull << (field##_BITS - 1)) - 1) << (field##_LOW % 64))
-#define IEMU_FIELD_GET(field, value)                                                               \
-    (((value) & IEMU_FIELD_MASK(field)) >> (field##_LOW % 64))
+#define IEMU_FIELD_MASK(field)       (((2ull << (field##_BITS - 1)) - 1) << (field##_LOW % 64))
+#define IEMU_FIELD_GET(field, value) (((value)&IEMU_FIELD_MASK(field)) >> (field##_LOW % 64))
 #define IEMU_FIELD_PUT(field, value)                                                               \
     (((uint64_t)(value) << (field##_LOW % 64)) & IEMU_FIELD_MASK(field))
 

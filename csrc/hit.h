@@ -8,9 +8,9 @@
  * Answers an untranslated request without PASID from the IOTLB. False: no line, a line without
  * the permission, or a cached fault; the long way decides then, and nothing was counted.
  */
-static inline __attribute__((always_inline)) bool
-iemu_iotlb_hit(struct iemu_unit *unit, const struct iemu_request *request,
-               struct iemu_result *result)
+static inline __attribute__((always_inline)) bool iemu_iotlb_hit(struct iemu_unit *unit,
+                                                                 const struct iemu_request *request,
+                                                                 struct iemu_result *result)
 {
     struct iemu_cache *iotlb = &unit->cache[IEMU_CACHE_IOTLB];
 

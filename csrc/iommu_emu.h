@@ -313,6 +313,11 @@ struct iemu_unit_config {
 
 struct iemu_vtd_config {
     struct iemu_unit_config unit;
+    /*
+     * Capability words. A bit of a feature that is not implemented (scalable mode, PASID,
+     * device-TLBs, page requests, posting, ...) makes its registers' fields and nothing else: the
+     * Python package refuses it by name, and so should whoever calls this for software to see.
+     */
     uint64_t cap;
     uint64_t ecap;
     uint8_t major; /* version register */
@@ -395,6 +400,7 @@ enum iemu_table_level { /* 1..6 are paging levels, 1 = the level of 4 KiB leaves
     IEMU_LEVEL_CONTEXT = 16, /* context entry, device table entry */
     IEMU_LEVEL_ROOT = 17,
     IEMU_LEVEL_REGISTER = 18, /* root table pointer, translation mode */
+    IEMU_LEVEL_INTERRUPT = 19, /* interrupt remapping table entry */
 };
 
 enum iemu_owed { /* bits: the invalidations that software owed and did not do */
@@ -403,6 +409,7 @@ enum iemu_owed { /* bits: the invalidations that software owed and did not do */
     IEMU_OWED_IOTLB_GLOBAL = 4,
     IEMU_OWED_IOTLB_DOMAIN = 8,
     IEMU_OWED_IOTLB_PAGE = 16,
+    IEMU_OWED_INTERRUPT = 32, /* interrupt entry cache, this index */
 };
 
 struct iemu_stale_use {
@@ -410,13 +417,14 @@ struct iemu_stale_use {
     struct iemu_result cached; /* what the device got */
     struct iemu_result fresh;  /* what the tables say now */
     uint64_t time;
-    uint64_t entry;   /* physical address of the table entry that changed; 0: unknown */
-    uint64_t before;  /* its quadword when it was cached */
-    uint64_t after;   /* and now */
+    uint64_t entry;   /* physical address of the table entry that changed; 0: none, or unknown */
+    uint64_t before;  /* its quadword when it was cached; IEMU_LEVEL_REGISTER: the address of */
+    uint64_t after;   /* and now                         the first entry that was, is reached */
     uint32_t owed;    /* bits of enum iemu_owed */
     uint8_t cache;    /* enum iemu_cache_id that answered */
     uint8_t level;    /* enum iemu_table_level that changed */
-    uint8_t reserved[2];
+    uint8_t invalidation; /* enum iemu_invalidation_state: not idle, and it may be on its way */
+    uint8_t reserved;
 };
 /*
  * Switches the detector. Of what was cached before it was on it cannot tell which level changed

@@ -35,12 +35,10 @@ struct iemu_machine *iemu_machine_create(const struct iemu_machine_config *confi
 
 void iemu_machine_destroy(struct iemu_machine *machine)
 {
+    /* Units first: they take their events out of a heap whose other events the pool owns. */
+    for (uint32_t i = 0; i < machine->units; i++)
+        machine->unit[i]->ops->destroy(machine->unit[i]);
     iemu_dma_free(machine);
-    for (uint32_t i = 0; i < machine->units; i++) {
-        struct iemu_unit *unit = machine->unit[i];
-
-        unit->ops->destroy(unit);
-    }
     for (uint32_t i = 0; i < machine->segments; i++)
         free(machine->route[i]);
     iemu_memory_clear(&machine->memory);

@@ -80,7 +80,7 @@ struct iemu_unit *iemu_machine_route(struct iemu_machine *machine, uint16_t segm
 int iemu_machine_set_route(struct iemu_machine *machine, uint16_t segment, uint16_t first,
                            uint16_t last, const struct iemu_unit *unit);
 
-/* dma.c */
+/* in_flight.c */
 int iemu_dma_init(struct iemu_machine *machine, uint32_t transactions);
 void iemu_dma_free(struct iemu_machine *machine);
 /* Goes on with what waited for room in the outbox. */
@@ -99,8 +99,9 @@ struct iemu_drain {
 };
 /*
  * Lands the translated transactions that match, and what the same port sent before them, since a
- * requester's transactions stay in order.
+ * requester's transactions stay in order. False: some wait for room in the outbox; try again when
+ * it has been emptied.
  */
-void iemu_dma_drain(struct iemu_machine *machine, const struct iemu_drain *drain);
+bool iemu_dma_drain(struct iemu_machine *machine, const struct iemu_drain *drain);
 
 #endif

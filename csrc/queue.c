@@ -5,8 +5,10 @@ static bool advance(struct iemu_queue *queue)
     struct iemu_unit *unit = queue->unit;
 
     if (queue->in_progress) {
+        queue->stalled = !queue->ops->finish(unit, queue->command);
+        if (queue->stalled)
+            return false;
         queue->in_progress = false;
-        queue->ops->finish(unit, queue->command);
     } else if (queue->ops->waits(unit)) {
         queue->in_progress = queue->ops->fetch(unit, queue->command);
     } else {
@@ -30,16 +32,19 @@ void iemu_queue_run(struct iemu_queue *queue)
 {
     struct iemu_clock *clock = &queue->unit->machine->clock;
 
+    if (queue->unit->timing.manual)
+        iemu_clock_cancel(clock, &queue->event);
     if (queue->unit->timing.manual || queue->event.slot)
         return;
     while (iemu_queue_state(queue) != IEMU_INVALIDATION_IDLE) {
-        uint64_t wait = latency(queue);
+        uint64_t wait = queue->stalled ? 0 : latency(queue);
 
         if (wait) {
             iemu_clock_schedule(clock, &queue->event, clock->now + wait);
             return;
         }
-        advance(queue);
+        if (!advance(queue))
+            return;
     }
 }
 
@@ -71,12 +76,12 @@ void iemu_queue_reset(struct iemu_queue *queue)
 {
     iemu_clock_cancel(&queue->unit->machine->clock, &queue->event);
     queue->in_progress = false;
+    queue->stalled = false;
 }
 
 uint32_t iemu_queue_state(const struct iemu_queue *queue)
 {
     if (queue->in_progress)
         return IEMU_INVALIDATION_IN_PROGRESS;
-    return queue->ops->waits(queue->unit) ? IEMU_INVALIDATION_SUBMITTED
-                                          : IEMU_INVALIDATION_IDLE;
+    return queue->ops->waits(queue->unit) ? IEMU_INVALIDATION_SUBMITTED : IEMU_INVALIDATION_IDLE;
 }

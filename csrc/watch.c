@@ -78,7 +78,7 @@ void iemu_trail_hit(struct iemu_unit *unit, uint32_t cache, const struct iemu_li
 
 static bool same_answer(const struct iemu_result *a, const struct iemu_result *b)
 {
-    return a->outcome == b->outcome && a->diagnostic == b->diagnostic &&
+    return a->outcome == b->outcome && a->fault == b->fault &&
            (a->outcome != IEMU_MEMORY ||
             (a->address == b->address && a->attributes == b->attributes));
 }
@@ -101,12 +101,24 @@ static void changed(struct iemu_stale_use *use, const struct iemu_trail_step *be
     use->after = after->value[word];
 }
 
+/* A register, not an entry, leads elsewhere: before and after are the first entry's addresses. */
+static struct iemu_stale_use register_changed(const struct iemu_stale_use *use, uint64_t before,
+                                              uint64_t after)
+{
+    struct iemu_stale_use result = *use;
+
+    result.level = IEMU_LEVEL_REGISTER;
+    result.before = before;
+    result.after = after;
+    return result;
+}
+
 /* The outermost step in which the two trails part; parts without a trail stay unknown. */
 static void find_change(struct iemu_stale_use *use, const struct iemu_trail *used,
                         const struct iemu_trail *now)
 {
-    if (!now->count)
-        use->level = IEMU_LEVEL_REGISTER; /* no table is reached at all any more */
+    if (!now->count && used->count) /* no table is reached at all any more */
+        *use = register_changed(use, used->step[0].entry, 0);
     for (unsigned i = 0; i < used->count; i++) {
         const struct iemu_trail_step *before = &used->step[i];
         const struct iemu_trail_step *after = step_of_level(now, before->level);
@@ -120,7 +132,7 @@ static void find_change(struct iemu_stale_use *use, const struct iemu_trail *use
             if (i)
                 changed(use, &used->step[i - 1], &now->step[i - 1], 0);
             else
-                use->level = IEMU_LEVEL_REGISTER;
+                *use = register_changed(use, before->entry, after->entry);
             return;
         }
         for (unsigned word = 0; word < 4; word++) {
@@ -138,23 +150,51 @@ void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *reque
                         uint32_t (*owed)(struct iemu_unit *unit,
                                          const struct iemu_stale_use *use))
 {
-    struct iemu_watch *watch = unit->watch;
     struct iemu_stale_use use = {
         .request = *request,
         .cached = *cached,
         .fresh = *fresh,
-        .time = unit->machine->clock.now,
         .cache = used->cache,
         .level = IEMU_LEVEL_UNKNOWN,
     };
 
     if (!used->cached || same_answer(cached, fresh))
         return;
+    find_change(&use, used, now);
+    use.owed = owed(unit, &use);
+    iemu_watch_report(unit, &use);
+}
+
+void iemu_watch_report(struct iemu_unit *unit, const struct iemu_stale_use *use)
+{
+    struct iemu_watch *watch = unit->watch;
+    struct iemu_stale_use *slot;
+
     if (watch->count == IEMU_STALE_USES) {
         watch->lost++;
         return;
     }
-    find_change(&use, used, now);
-    use.owed = owed(unit, &use);
-    watch->use[(watch->first + watch->count++) % IEMU_STALE_USES] = use;
+    slot = &watch->use[(watch->first + watch->count++) % IEMU_STALE_USES];
+    *slot = *use;
+    slot->time = unit->machine->clock.now;
+    slot->invalidation = (uint8_t)unit->ops->invalidation_state(unit);
+}
+
+bool iemu_watch_still_stale(const struct iemu_unit *unit, uint32_t cache,
+                            const struct iemu_line *line, const struct iemu_stale_use *use)
+{
+    const struct iemu_trail *trail = &unit->watch->trail[cache][line - unit->cache[cache].line];
+
+    if (!trail->count)
+        return true; /* cached before the watch was on: nothing clears it of suspicion */
+    if (use->level == IEMU_LEVEL_REGISTER)
+        return trail->step[0].entry != use->after;
+    for (unsigned i = 0; i < trail->count; i++) {
+        const struct iemu_trail_step *step = &trail->step[i];
+
+        if (step->level == use->level)
+            return use->entry - step->entry >= sizeof(step->value) ||
+                   step->value[(use->entry - step->entry) / 8] != use->after;
+    }
+    return true;
 }

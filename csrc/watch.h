@@ -58,4 +58,11 @@ void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *reque
                         uint32_t (*owed)(struct iemu_unit *unit,
                                          const struct iemu_stale_use *use));
 
+/* Queues a report; time and the state of invalidations are filled in. */
+void iemu_watch_report(struct iemu_unit *unit, const struct iemu_stale_use *use);
+
+/* Whether `line`, too, rests on what changed according to `use`. */
+bool iemu_watch_still_stale(const struct iemu_unit *unit, uint32_t cache,
+                            const struct iemu_line *line, const struct iemu_stale_use *use);
+
 #endif

@@ -14,35 +14,36 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from itertools import cycle, islice
 from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iommu_emu import Machine
 from iommu_emu._core import ffi, lib
 from iommu_emu.core import RESULT_DTYPE, Request
-from iommu_emu.devices import Device
+from iommu_emu.devices.base import Device
+from iommu_emu.machine import Machine
 from iommu_emu.vtd.driver import VtdDriver
-from iommu_emu.vtd.unit import VtdUnit
 from iommu_emu.vtd.presets import preset
 from iommu_emu.vtd.structures import IotlbInvalidation, WaitDescriptor
+from iommu_emu.vtd.unit import VtdUnit
 
-__all__ = ["BENCHMARKS", "Benchmark", "Measurement", "Pair", "measure", "select"]
+__all__ = ["BENCHMARKS", "Benchmark", "Measurement", "Pair", "measure", "met", "select"]
 
 PAGE = 4096
 MEMORY = 64 << 20
-DATA = 16 << 20  # physical address of the pages that are read; tables lie above them
+DATA = 16 << 20  # physical address of the pages that are read
 TABLES = range(32 << 20, MEMORY)
 IOVA = 1 << 32
 ELSEWHERE = 1 << 40  # physical address of pages that are translated to and never read
 FAR_IOVA = 1 << 45  # shares no table with IOVA but the root
 REGISTERS = 0xFED9_0000
-BURST = 4096  # operations of one run; a multiple of the queue's 256 descriptors
-MISS_BURST = 65536
-PYTHON_BURST = 512
 READ = 64  # bytes
+BURST = 4096  # operations of one run; a multiple of the queue's 256 descriptors
+MISS_BURST = 65536  # a full round of the smaller working set
+PYTHON_BURST = 512
 
 
 class Writer(Device):
@@ -80,8 +81,7 @@ class Bed:
         self.driver.attach(self.domain, self.requester)
         target = DATA if pages <= 2048 else ELSEWHERE
         self.domain.map(IOVA, target, pages * PAGE, page_size=PAGE)
-        error = ffi.new("int *")
-        handle = self.machine.core.handle
+        handle, error = self.machine.core.handle, ffi.new("int *")
         self.port = lib.iemu_port_create(handle, 0, self.requester, error)
         floor = lib.iemu_floor_create(handle, self.domain.table.root)
         if not self.port or not floor:
@@ -89,9 +89,15 @@ class Bed:
         self.floor = ffi.gc(floor, lib.iemu_floor_destroy)
 
     def loop(self, kind: int, addresses: NDArray[np.uint64], **changes: Any) -> Loop:
-        """Return a loop of the C core over these addresses; `changes` are fields of its struct."""
+        """Return a loop of the C core over these addresses.
+
+        Args:
+            kind: of enum iemu_bench_kind.
+            addresses: shape (n,); n is a multiple of 256, and above `MISS_BURST` of that.
+            **changes: fields of struct iemu_bench that differ from the usual.
+        """
         unit, capabilities = self.unit, self.unit.capabilities
-        entry = self.domain.table.entry_address(1, int(addresses[0])) or DATA
+        entry = self.domain.table.entry_address(1, IOVA) or 0
         drain = {"dw": int(capabilities.drain_writes), "dr": int(capabilities.drain_reads)}
         status = self.driver.frames.take()
         values: dict[str, Any] = {
@@ -119,36 +125,38 @@ def _words(descriptor: bytes) -> list[int]:
 
 
 class Loop:
-    """A loop of the C core, or the same loop over the floor."""
+    """A loop of the C core, or the same loop over the floor; see `Bed.loop`.
+
+    Attributes:
+        operations: how many one run does.
+        parts: how many runs it takes to meet every address once.
+    """
 
     def __init__(
         self, bed: Bed, kind: int, addresses: NDArray[np.uint64], values: dict[str, Any]
     ) -> None:
-        self.kind = kind
         self.operations = min(len(addresses), MISS_BURST)
-        self._bed = bed
+        self.parts = len(addresses) // self.operations
+        self._bed = bed  # what the pointers point to
+        self._kind = kind
         self._addresses = addresses
-        self._at = 0
         self._struct = ffi.new("struct iemu_bench *", values)
         self._struct.count = self.operations
 
-    def run(self, *, floor: bool = False) -> tuple[float, int]:
-        """Run once over the present addresses; returns ns per operation and the checksum."""
-        part = self._addresses[self._at : self._at + self.operations]
-        self._struct.addresses = ffi.from_buffer("uint64_t[]", part)
-        elapsed: int = lib.iemu_bench_run(self._struct, self.kind, floor)
+    def run(self, part: int = 0, *, floor: bool = False) -> tuple[float, int]:
+        """Run over one part of the addresses; return ns per operation and the checksum."""
+        first = part * self.operations
+        pointer = ffi.from_buffer("uint64_t[]", self._addresses[first : first + self.operations])
+        self._struct.addresses = pointer
+        elapsed: int = lib.iemu_bench_run(self._struct, self._kind, floor)
         if not elapsed:
-            raise RuntimeError("the benchmark's memory is not RAM")
+            raise RuntimeError("the benchmark's tables or its queue are not in RAM")
         return elapsed / self.operations, self._struct.checksum
-
-    def advance(self) -> None:
-        """Go on to the next addresses."""
-        self._at = (self._at + self.operations) % len(self._addresses)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An operation and its floor, ready to run.
+    """An operation and its floor, ready to run in turns.
 
     Attributes:
         subject: runs the operation `operations` times; returns ns per operation.
@@ -169,9 +177,9 @@ class Benchmark:
         name: what `select` and the results call it.
         description: one line for people.
         floor: what its floor does, one line.
-        target_ns: what it must reach on the machine of the targets.
+        target_ns: what it must reach on the machine that the targets were set on.
         prepare: builds a fresh machine for it.
-        target_ratio: what it must reach in ratio to its floor; None: no such target.
+        target_ratio: the ratio to its floor that it must reach; None: no such target.
         relative: another benchmark, and the ratio to it that must be reached.
     """
 
@@ -191,7 +199,7 @@ class Measurement:
     Attributes:
         name: of the benchmark.
         ns: per operation.
-        floor_ns: per operation of the floor, measured alternately with it.
+        floor_ns: per operation of the floor, measured in turns with it.
     """
 
     name: str
@@ -200,11 +208,11 @@ class Measurement:
 
     @property
     def ratio(self) -> float:
-        """How many times the floor it costs."""
+        """How many times its floor it costs."""
         return self.ns / self.floor_ns
 
 
-# ---- how each benchmark is set up --------------------------------------------------------------
+# ---- how each benchmark is set up ------------------------------------------------------------
 
 
 def _pages(count: int, length: int) -> NDArray[np.uint64]:
@@ -212,24 +220,30 @@ def _pages(count: int, length: int) -> NDArray[np.uint64]:
     generator = np.random.default_rng(count)
     rounds = [generator.permutation(count) for _ in range(-(-length // count))]
     numbers = np.concatenate(rounds)[:length].astype(np.uint64)
-    return np.uint64(IOVA) + numbers * np.uint64(PAGE)
+    addresses: NDArray[np.uint64] = np.uint64(IOVA) + numbers * np.uint64(PAGE)
+    return addresses
 
 
 def _pair(loop: Loop) -> Pair:
-    """Run a loop in turns with its floor; both must do the same."""
-    expected = [0]
+    """Run a loop in turns with its floor; both must come to the same result.
+
+    The floor is half a round ahead, so that neither finds the tables of its part in the host's
+    caches because the other has just used them.
+    """
+    expected = [loop.run(part)[1] for part in range(loop.parts)]
+    parts = cycle(range(loop.parts))
+    floor_parts = islice(cycle(range(loop.parts)), loop.parts // 2, None)
 
     def subject() -> float:
-        elapsed, expected[0] = loop.run()
-        return elapsed
+        return loop.run(next(parts))[0]
 
     def floor() -> float:
-        elapsed, checksum = loop.run(floor=True)
-        if checksum != expected[0]:
+        part = next(floor_parts)
+        elapsed, checksum = loop.run(part, floor=True)
+        if checksum != expected[part]:
             raise RuntimeError(
-                f"the core's checksum is {expected[0]:#x}, the floor's {checksum:#x}"
+                f"checksum {expected[part]:#x} of the core, {checksum:#x} of its floor"
             )
-        loop.advance()
         return elapsed
 
     return Pair(subject, floor, loop.operations)
@@ -237,8 +251,8 @@ def _pair(loop: Loop) -> Pair:
 
 def _translate(pages: int) -> Callable[[], Pair]:
     def prepare() -> Pair:
-        length = BURST if pages < BURST else max(pages, MISS_BURST)
-        return _pair(Bed(pages).loop(lib.IEMU_BENCH_TRANSLATE, _pages(pages, length)))
+        addresses = _pages(pages, max(pages, BURST))
+        return _pair(Bed(pages).loop(lib.IEMU_BENCH_TRANSLATE, addresses))
 
     return prepare
 
@@ -253,34 +267,43 @@ def _dma_read(length: int) -> Callable[[], Pair]:
 def _cache(bed: Bed, pages: int) -> None:
     """Let the unit and the floor cache the first `pages` pages."""
     if pages:
+        loop = bed.loop(lib.IEMU_BENCH_TRANSLATE, _pages(pages, BURST))
         for floor in (False, True):
-            bed.loop(lib.IEMU_BENCH_TRANSLATE, _pages(pages, BURST)).run(floor=floor)
+            loop.run(floor=floor)
 
 
 def _invalidate(cached: int) -> Callable[[], Pair]:
     def prepare() -> Pair:
         bed = Bed(max(cached, 1))
         _cache(bed, cached)
-        elsewhere = _pages(1024, BURST) + np.uint64(FAR_IOVA)
-        return _pair(bed.loop(lib.IEMU_BENCH_INVALIDATE, elsewhere))
+        others = _pages(1024, BURST) + np.uint64(FAR_IOVA)
+        return _pair(bed.loop(lib.IEMU_BENCH_INVALIDATE, others))
 
     return prepare
-
-
-def _wait() -> Pair:
-    return _pair(Bed(1).loop(lib.IEMU_BENCH_WAIT, _pages(1, BURST)))
 
 
 def _map_unmap(cached: int) -> Callable[[], Pair]:
     def prepare() -> Pair:
         bed = Bed(cached + 1)
         _cache(bed, cached)
-        page = np.full(BURST, IOVA + cached * PAGE, dtype=np.uint64)
+        page = IOVA + cached * PAGE
+        entry = bed.domain.table.entry_address(1, page) or 0
         # The leaf's table stays, so paging-structure caches may be kept: IH, as Linux does.
         leaf_only = IotlbInvalidation.build(g=3, did=bed.domain.id, dw=1, dr=1, ih=1)
-        return _pair(bed.loop(lib.IEMU_BENCH_MAP_UNMAP, page, invalidation=_words(leaf_only)))
+        loop = bed.loop(
+            lib.IEMU_BENCH_MAP_UNMAP,
+            np.full(BURST, page, dtype=np.uint64),
+            invalidation=_words(leaf_only),
+            entry=entry,
+            leaf=bed.machine.memory.read_u64(entry),
+        )
+        return _pair(loop)
 
     return prepare
+
+
+def _wait() -> Pair:
+    return _pair(Bed(1).loop(lib.IEMU_BENCH_WAIT, _pages(1, BURST)))
 
 
 def _fault() -> Pair:
@@ -327,55 +350,35 @@ def _batch() -> Pair:
 
 PROBE = "one probe of a set, behind a call"
 WALK = "probe, bare 4-level walk, fill"
+COPY = "probe and memcpy"
+DROP = "fetch, compare the tags of one set"
+CYCLE = "the floors of its parts"
 
 BENCHMARKS: dict[str, Benchmark] = {
     entry.name: entry
     for entry in (
-        Benchmark("translate_hit_1", "translate, one hot page", PROBE, 6, _translate(1), 2.5),
+        Benchmark("translate_hit_1", "translate, 1 hot page", PROBE, 6, _translate(1), 2.5),
         Benchmark("translate_hit_512", "translate, 512 hot pages", PROBE, 7, _translate(512), 2.5),
         Benchmark(
-            "translate_miss_65536",
-            "translate, 65,536 pages: a miss",
-            WALK,
-            30,
-            _translate(65536),
-            2.5,
+            "translate_miss_65536", "translate, 65,536 pages", WALK, 30, _translate(65536), 2.5
         ),
         Benchmark(
             "translate_miss_1m", "translate, 1,048,576 pages", WALK, 45, _translate(1 << 20), 2.5
         ),
-        Benchmark("dma_read_64_hot", "DMA read, 64 B", "probe and memcpy", 15, _dma_read(64)),
-        Benchmark("dma_read_4k_hot", "DMA read, 4 KiB", "probe and memcpy", 55, _dma_read(PAGE)),
-        Benchmark(
-            "inval_page_0",
-            "invalidate a page, nothing cached",
-            "fetch, compare one set",
-            25,
-            _invalidate(0),
-        ),
+        Benchmark("dma_read_64_hot", "DMA read, 64 B", COPY, 15, _dma_read(64)),
+        Benchmark("dma_read_4k_hot", "DMA read, 4 KiB", COPY, 55, _dma_read(PAGE)),
+        Benchmark("inval_page_0", "invalidate a page, 0 cached", DROP, 25, _invalidate(0)),
         Benchmark(
             "inval_page_1024",
-            "the same, 1024 others cached",
-            "fetch, compare one set",
+            "the same, 1,024 others cached",
+            DROP,
             25,
             _invalidate(1024),
             relative=("inval_page_0", 1.3),
         ),
         Benchmark("wait_descriptor", "wait with status write", "fetch, 4-byte store", 25, _wait),
-        Benchmark(
-            "map_dma_unmap_0",
-            "map, 64 B DMA, unmap, invalidate, wait",
-            "the floors of these",
-            100,
-            _map_unmap(0),
-        ),
-        Benchmark(
-            "map_dma_unmap_512",
-            "the same, 512 others cached",
-            "the floors of these",
-            100,
-            _map_unmap(512),
-        ),
+        Benchmark("map_dma_unmap_0", "map, 64 B DMA, unmap, invalidate", CYCLE, 100, _map_unmap(0)),
+        Benchmark("map_dma_unmap_512", "the same, 512 others cached", CYCLE, 100, _map_unmap(512)),
         Benchmark("fault", "fault recorded and cleared", "walk, 16-byte record", 80, _fault),
         Benchmark("mmio_read", "register read", "bounds check and load", 15, _mmio_read),
         Benchmark(
@@ -386,46 +389,53 @@ BENCHMARKS: dict[str, Benchmark] = {
             _python_dma,
             3,
         ),
-        Benchmark("batch_translate", "numpy batch, an address", "probes in one C loop", 8, _batch),
+        Benchmark("batch_translate", "an address of a numpy batch", PROBE, 8, _batch),
     )
 }
 
 
-# ---- measuring -----------------------------------------------------------------------------------
+# ---- measuring -------------------------------------------------------------------------------
 
 
-def select(pattern: str = "*") -> list[Benchmark]:
-    """Return the benchmarks whose names match a shell pattern or contain it.
+def select(pattern: str = "") -> list[Benchmark]:
+    """Return the benchmarks whose names match a shell pattern, or contain it.
 
     Raises:
         ValueError: if there is none.
     """
-    chosen = [b for b in BENCHMARKS.values() if fnmatch(b.name, pattern) or pattern in b.name]
+    chosen = [b for b in BENCHMARKS.values() if pattern in b.name or fnmatch(b.name, pattern)]
     if not chosen:
         raise ValueError(f"no benchmark matches {pattern!r}; there are {', '.join(BENCHMARKS)}")
     return chosen
 
 
+def _ignore(text: str) -> None:
+    pass
+
+
 def measure(
     benchmarks: Sequence[Benchmark],
     seconds: float = 10.0,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = _ignore,
 ) -> Iterator[Measurement]:
     """Run benchmarks, each in turns with its floor, round by round over all of them.
 
-    So whatever else the machine does meanwhile meets all of them alike.
+    So whatever else the host does meanwhile meets all of them alike.
 
     Args:
         benchmarks: which.
-        seconds: how long the rounds take together; at least three are done.
+        seconds: how long the rounds take together, 0 or more; at least three are done.
         progress: is told what happens.
 
     Yields:
         Medians over the rounds, in the order of `benchmarks`.
 
     Raises:
+        ValueError: if `seconds` is negative.
         RuntimeError: if an operation and its floor do not come to the same result.
     """
+    if not seconds >= 0:
+        raise ValueError(f"seconds must be 0 or more, not {seconds}")
     pairs = []
     for benchmark in benchmarks:
         progress(f"preparing {benchmark.name}")
@@ -437,8 +447,27 @@ def measure(
         rounds += 1
         progress(f"round {rounds}")
         for pair, (subject, floor) in zip(pairs, times, strict=True):
-            pair.subject(), pair.floor()  # warm up: the others were here meanwhile
+            # What ran before has emptied the host's caches: the first turn is not counted.
+            pair.subject()
+            pair.floor()
             subject.append(pair.subject())
             floor.append(pair.floor())
     for benchmark, (subject, floor) in zip(benchmarks, times, strict=True):
         yield Measurement(benchmark.name, median(subject), median(floor))
+
+
+def met(measurement: Measurement, others: Sequence[Measurement] = ()) -> bool:
+    """Return whether a measurement reaches every target of its benchmark.
+
+    Args:
+        measurement: what to judge.
+        others: of the same run; a target relative to one that is not among them is left out.
+    """
+    benchmark = BENCHMARKS[measurement.name]
+    limits = [benchmark.target_ns]
+    if benchmark.target_ratio is not None:
+        limits.append(benchmark.target_ratio * measurement.floor_ns)
+    if benchmark.relative is not None:
+        name, ratio = benchmark.relative
+        limits += [ratio * other.ns for other in others if other.name == name]
+    return measurement.ns <= min(limits)

@@ -231,9 +231,3 @@ class Structure:
     def build_int(self, **values: int) -> int:
         """Encode the structure as one number."""
         return int.from_bytes(self.build(**values), "little")
-
-    def matches(self, value: int) -> bool:
-        """Whether the constants of this structure are in a number."""
-        return all(
-            (value & f.mask) >> f.low == f.value for f in self.fields if f.kind is Kind.CONSTANT
-        )

@@ -18,7 +18,9 @@ from iommu_emu.unit import Unit
 if TYPE_CHECKING:
     from iommu_emu.machine import Machine
 
-__all__ = ["Domain", "Driver", "Fault", "parse_permissions"]
+__all__ = ["MESSAGE_ADDRESS", "Domain", "Driver", "Fault", "check_vector", "parse_permissions"]
+
+MESSAGE_ADDRESS = 0xFEE0_0000  # of the CPU with APIC ID 0
 
 PERMISSIONS = {"r": Access.READ, "w": Access.WRITE, "rw": Access.READ | Access.WRITE}
 
@@ -63,6 +65,12 @@ def parse_permissions(text: str) -> Access:
         return PERMISSIONS[text]
     except KeyError:
         raise ValueError(f'permissions must be "r", "w" or "rw", not {text!r}') from None
+
+
+def check_vector(vector: int) -> None:
+    """Raise a ValueError unless an interrupt can have this vector."""
+    if not 16 <= vector <= 254:
+        raise ValueError(f"fault_vector must be in 16..254, not {vector}")
 
 
 class Domain:
@@ -176,8 +184,12 @@ class Driver(ABC, Generic[UnitT]):
     # ---- what vendors provide ----------------------------------------------------------------
 
     @abstractmethod
-    def start(self) -> None:
-        """Bring the unit up with every device blocked."""
+    def start(self, *, fault_vector: int = 0x30) -> None:
+        """Bring the unit up with every device blocked.
+
+        Args:
+            fault_vector: interrupt vector of the unit's fault events, 16..254.
+        """
 
     @abstractmethod
     def entry_format(self) -> EntryFormat:
@@ -235,6 +247,15 @@ class Driver(ABC, Generic[UnitT]):
     @abstractmethod
     def invalidate_domain(self, domain: Domain) -> None:
         """Invalidate every translation of a domain, and wait."""
+
+    @abstractmethod
+    def submit(self, *commands: bytes) -> None:
+        """Put raw commands or descriptors on the unit's queue and ring its doorbell.
+
+        Raises:
+            RuntimeError: if the queue is not on.
+            TimeoutError: if the queue stays full.
+        """
 
     @abstractmethod
     def wait(self) -> None:

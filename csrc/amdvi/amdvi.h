@@ -37,7 +37,7 @@ enum amdvi_field {
 #undef FIELD
 };
 
-#define AMDVI_MASK(reg, field) IEMU_FIELD_MASK(AMDVI_##reg##_##field)
+#define AMDVI_MASK(reg, field)       IEMU_FIELD_MASK(AMDVI_##reg##_##field)
 #define AMDVI_GET(reg, field, value) IEMU_FIELD_GET(AMDVI_##reg##_##field, value)
 
 enum amdvi_diagnostic {
@@ -148,6 +148,7 @@ enum amdvi_suppress {
 struct amdvi_passage {
     struct iemu_trail *trail; /* NULL unless watched */
     bool use_caches;          /* false: only the tables count, and nothing is filled */
+    bool interrupt;           /* a message interrupt, not memory */
     uint8_t suppress;         /* enum amdvi_suppress */
     uint64_t address;         /* to report */
 };

@@ -9,7 +9,7 @@
  */
 static const uint64_t reserved[4] = {
     0x80000000000001fcull, /* 63, 8:2 */
-    1ull << (106 - 64),
+    0x0000040000000000ull, /* 106 */
     0x08f0000000000000ull, /* 187, 183:180 */
     0x001f000000007fffull, /* 244:240, 206:192 */
 };
@@ -55,8 +55,7 @@ static uint32_t read_dte(struct iemu_amdvi *a, uint16_t requester, struct amdvi_
     if (offset >= (AMDVI_GET(DevTabBase, Size, base) + 1) * IEMU_PAGE)
         return AMDVI_DIAG_DEVICE_ID;
     a->statistics.memory_reads++;
-    if (!iemu_fetch_entry(&a->unit.machine->memory, address, dte->word, 4,
-                          a->unit.granule_words)) {
+    if (!iemu_fetch_entry(&a->unit.machine->memory, address, dte->word, 4, a->unit.granule_words)) {
         p->address = address;
         return AMDVI_DIAG_DTE_READ;
     }

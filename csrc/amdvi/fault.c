@@ -3,7 +3,6 @@
 
 /* The short names of the flags column. */
 enum {
-    I = AMDVI_FLAG_I,
     PR = AMDVI_FLAG_PR,
     PE = AMDVI_FLAG_PE,
     RZ = AMDVI_FLAG_RZ,
@@ -19,7 +18,7 @@ const struct amdvi_fault_row amdvi_fault_rows[AMDVI_DIAGNOSTICS] = {
 #undef FAULT
 };
 
-/* ---- interrupt and status --------------------------------------------------------------------- */
+/* ---- interrupt and status ------------------------------------------------------------------- */
 
 void amdvi_set_status(struct iemu_amdvi *a, uint64_t mask, bool on)
 {
@@ -35,9 +34,8 @@ void amdvi_send_message(struct iemu_amdvi *a)
                        (uint64_t)iemu_reg32(regs, AMDVI_MsiAddrHigh_AT) << 32;
 
     /* Edges that come while one is held merge, as in any interrupt controller. */
-    a->message_held =
-        iemu_reg32(regs, AMDVI_MsiCapHdr_AT) & AMDVI_MASK(MsiCapHdr, Enable) &&
-        !iemu_unit_message(&a->unit, address, iemu_reg32(regs, AMDVI_MsiData_AT));
+    a->message_held = iemu_reg32(regs, AMDVI_MsiCapHdr_AT) & AMDVI_MASK(MsiCapHdr, Enable) &&
+                      !iemu_unit_message(&a->unit, address, iemu_reg32(regs, AMDVI_MsiData_AT));
 }
 
 /* The status bit is set whatever the enable says (15: V); a set bit does not hold the MSI back. */
@@ -48,7 +46,7 @@ static void event_interrupt(struct iemu_amdvi *a, uint64_t status)
         amdvi_send_message(a);
 }
 
-/* ---- log ---------------------------------------------------------------------------------------- */
+/* ---- log ------------------------------------------------------------------------------------ */
 
 static bool append(struct iemu_amdvi *a, const uint64_t event[2])
 {
@@ -70,8 +68,8 @@ static bool append(struct iemu_amdvi *a, const uint64_t event[2])
      * The entry, then the tail, then the interrupt (10.3). It is a posted write: where there is
      * no RAM it is lost, and nobody learns of it.
      */
-    iemu_unit_store(&a->unit.machine->memory, amdvi_ring_base(a, AMDVI_EvtLogBase_AT) + tail,
-                    event, AMDVI_RING_ENTRY);
+    iemu_unit_store(&a->unit.machine->memory, amdvi_ring_base(a, AMDVI_EvtLogBase_AT) + tail, event,
+                    AMDVI_RING_ENTRY);
     iemu_reg64_set(regs, AMDVI_EvtLogTail_AT, next);
     a->statistics.faults_recorded++;
     event_interrupt(a, AMDVI_MASK(Status, EventLogInt));
@@ -93,7 +91,7 @@ static void trace(const struct iemu_amdvi *a, uint16_t requester, uint64_t addre
 
 /* Layouts of 10.1. */
 static void compose(uint64_t event[2], const struct iemu_request *request, uint32_t diagnostic,
-                    uint32_t domain, uint64_t address)
+                    uint32_t domain, const struct amdvi_passage *p)
 {
     static const uint64_t undefined_address[] = {
         [AMDVI_ILLEGAL_DEV_TABLE_ENTRY] = 3,
@@ -102,13 +100,15 @@ static void compose(uint64_t event[2], const struct iemu_request *request, uint3
     };
     const struct amdvi_fault_row *row = &amdvi_fault_rows[diagnostic];
     uint64_t flags = row->flags, low = request->requester;
-    bool device_table = row->code == AMDVI_DEV_TAB_HARDWARE_ERROR;
 
-    /* RW says nothing about an interrupt, and 10.1 has no place for it in the layout of code 8. */
-    if (request->access & IEMU_WRITE && !(flags & AMDVI_FLAG_I) &&
-        row->code <= AMDVI_PAGE_TAB_HARDWARE_ERROR)
-        flags |= AMDVI_FLAG_RW;
-    if (request->flags & IEMU_HAS_PASID && !device_table) {
+    /* INVALID_DEVICE_REQUEST has neither I nor RW. */
+    if (row->code <= AMDVI_PAGE_TAB_HARDWARE_ERROR) {
+        if (p->interrupt)
+            flags |= AMDVI_FLAG_I; /* RW means nothing then */
+        else if (request->access & IEMU_WRITE)
+            flags |= AMDVI_FLAG_RW;
+    }
+    if (request->flags & IEMU_HAS_PASID && row->code != AMDVI_DEV_TAB_HARDWARE_ERROR) {
         flags |= AMDVI_FLAG_GN;
         low |= (uint64_t)(request->pasid >> 16) << 16 | (uint64_t)(request->pasid & 0xffff) << 32;
         if (row->code == AMDVI_IO_PAGE_FAULT)
@@ -118,8 +118,9 @@ static void compose(uint64_t event[2], const struct iemu_request *request, uint3
         low |= (uint64_t)domain << 32;
     }
     event[0] = low | flags << 48 | (uint64_t)row->code << 60;
-    event[1] = row->code < IEMU_COUNT(undefined_address) ? address & ~undefined_address[row->code]
-                                                         : address;
+    event[1] = p->address;
+    if (row->code < IEMU_COUNT(undefined_address))
+        event[1] &= ~undefined_address[row->code];
 }
 
 /* The line of a device's entry, if it is cached. No statistics. */
@@ -146,7 +147,7 @@ bool amdvi_report(struct iemu_amdvi *a, const struct iemu_request *request, uint
         if (entry && entry->flags & AMDVI_REPORTED)
             return false;
     }
-    compose(event, request, diagnostic, domain, p->address);
+    compose(event, request, diagnostic, domain, p);
     if (!append(a, event))
         return false;
     if (entry)

@@ -15,19 +15,19 @@ enum interrupt_control {
     FORWARD = 1,
 };
 
-#define DATA_DELIVERY(data)   ((data) >> 8 & 7)
-#define DATA_INDEX(data)      ((data) & 0x7ff)
-#define ADDRESS_LOGICAL       (1ull << 2) /* DM */
-#define ADDRESS_DESTINATION   0xff000ull  /* 19:12 */
-#define REPORTED_BASE         0xfdf8000000ull
+#define DATA_DELIVERY(data) ((data) >> 8 & 7)
+#define DATA_INDEX(data)    ((data)&0x7ff)
+#define ADDRESS_LOGICAL     (1ull << 2) /* DM */
+#define ADDRESS_DESTINATION 0xff000ull  /* 19:12 */
+#define REPORTED_BASE       0xfdf8000000ull
 
-#define IRTE_REMAP_EN         1u
-#define IRTE_SUP_IO_PF        2u
-#define IRTE_TYPE(irte)       ((irte) >> 2 & 7)
-#define IRTE_LOGICAL(irte)    ((irte) >> 6 & 1)
-#define IRTE_RESERVED         0xff000080u /* 31:24, GuestMode */
+#define IRTE_REMAP_EN          1u
+#define IRTE_SUP_IO_PF         2u
+#define IRTE_TYPE(irte)        ((irte) >> 2 & 7)
+#define IRTE_LOGICAL(irte)     ((irte) >> 6 & 1)
+#define IRTE_RESERVED          0xff000080u /* 31:24, GuestMode */
 #define IRTE_DESTINATION(irte) ((irte) >> 8 & 0xff)
-#define IRTE_VECTOR(irte)     ((irte) >> 16 & 0xff)
+#define IRTE_VECTOR(irte)      ((irte) >> 16 & 0xff)
 
 /* 12.1 step 2: what is neither fixed nor arbitrated passes by its own bit, or not at all. */
 static bool passes(const struct amdvi_dte *dte, uint64_t address, uint32_t data)
@@ -86,15 +86,17 @@ static void compose(uint32_t irte, uint64_t *address, uint32_t *data)
 }
 
 static uint32_t remap(struct iemu_amdvi *a, const struct iemu_request *request,
-                      struct amdvi_passage *p, uint64_t *address, uint32_t *data)
+                      struct amdvi_passage *p, uint64_t *address, uint32_t *data, uint32_t *domain)
 {
     struct amdvi_dte dte;
     uint32_t irte, diagnostic = amdvi_find_dte(a, request->requester, p, &dte);
 
     if (diagnostic)
         return diagnostic;
-    if (!DTE_IV(&dte))
+    if (!DTE_IV(&dte)) /* whatever V is (4.3) */
         return AMDVI_DIAG_NONE;
+    if (DTE_V(&dte))
+        *domain = DTE_DOMAIN(&dte);
     if (DTE_IG(&dte))
         p->suppress |= AMDVI_SUPPRESS_ALL;
     if (DATA_DELIVERY(*data) != FIXED && DATA_DELIVERY(*data) != ARBITRATED)
@@ -125,15 +127,19 @@ void amdvi_remap_interrupt(struct iemu_unit *unit, const struct iemu_request *re
     /* The log names the interrupt by its place in the HyperTransport map (7.1). */
     struct amdvi_passage p = {
         .use_caches = true,
-        .address = REPORTED_BASE | (request->address & (IEMU_INTERRUPT_SIZE - 1)),
+        .interrupt = true,
+        .address = iemu_in_interrupt_range(request->address)
+                       ? REPORTED_BASE | (request->address & (IEMU_INTERRUPT_SIZE - 1))
+                       : request->address,
     };
-    uint32_t diagnostic;
+    uint32_t diagnostic, domain = 0;
 
     if (!amdvi_control(a, AMDVI_MASK(Control, IommuEn)))
         return;
-    diagnostic = remap(a, request, &p, address, data);
+    diagnostic = remap(a, request, &p, address, data, &domain);
     if (!diagnostic)
         return;
     amdvi_fault(result, diagnostic);
-    result->recorded = amdvi_report(a, request, diagnostic, result->domain, &p);
+    result->domain = domain;
+    result->recorded = amdvi_report(a, request, diagnostic, domain, &p);
 }

@@ -40,7 +40,7 @@ static bool supported(const struct iemu_amdvi *a, unsigned opcode)
     }
 }
 
-/* ---- effects (9.2): never more is dropped than is asked for ------------------------------------ */
+/* ---- effects (9.2): never more is dropped than is asked for --------------------------------- */
 
 struct pages {
     uint64_t first;
@@ -105,11 +105,6 @@ static void stop(struct iemu_amdvi *a, uint32_t diagnostic)
 /* Commands run one after the other, so older ones are complete, and f=1 asks for nothing more. */
 static bool complete_wait(struct iemu_amdvi *a, const uint64_t command[2])
 {
-    const struct iemu_drain drain = {
-        .unit = &a->unit, .last = UINT64_MAX, .any_domain = true, .reads = true, .writes = true};
-
-    /* What used a translation that an older command dropped must be over (design). */
-    iemu_dma_drain(a->unit.machine, &drain);
     if (command[0] & 1 && !iemu_unit_store(&a->unit.machine->memory,
                                            command[0] & 0x000ffffffffffff8ull, &command[1], 8)) {
         stop(a, AMDVI_DIAG_COMMAND_STORE);
@@ -129,14 +124,14 @@ static bool execute(struct iemu_amdvi *a, const uint64_t command[2])
 
     switch (OPCODE(command)) {
     case INVALIDATE_DEVTAB_ENTRY:
-        iemu_cache_drop_who(&a->unit.cache[IEMU_CACHE_CONTEXT], device, 0xffff, 0, true);
+        iemu_cache_drop_keys(&a->unit.cache[IEMU_CACHE_CONTEXT], device, 0, NULL);
         return true;
     case INVALIDATE_IOMMU_PAGES:
         invalidate_pages(a, command[0] >> 32 & 0xffff, command[1], command[1] & 2);
         return true;
     case INVALIDATE_INTERRUPT_TABLE:
-        iemu_cache_drop_who(&a->unit.cache[IEMU_CACHE_INTERRUPT], (uint64_t)device << 16,
-                            0xffff0000, 0, true);
+        iemu_cache_drop_keys(&a->unit.cache[IEMU_CACHE_INTERRUPT], (uint64_t)device << 16, 0xffff,
+                             NULL);
         return true;
     case PREFETCH_IOMMU_PAGES:
         prefetch(a, command);
@@ -150,7 +145,7 @@ static bool execute(struct iemu_amdvi *a, const uint64_t command[2])
     }
 }
 
-/* ---- the ring ---------------------------------------------------------------------------------- */
+/* ---- the ring ------------------------------------------------------------------------------- */
 
 static bool may_run(const struct iemu_amdvi *a)
 {
@@ -178,8 +173,8 @@ static bool waits(const struct iemu_unit *unit)
 static bool fetch(struct iemu_unit *unit, uint64_t command[2])
 {
     struct iemu_amdvi *a = amdvi_of(unit);
-    uint64_t address = amdvi_ring_base(a, AMDVI_CmdBufBase_AT) +
-                       iemu_reg64(&unit->regs, AMDVI_CmdBufHead_AT);
+    uint64_t address =
+        amdvi_ring_base(a, AMDVI_CmdBufBase_AT) + iemu_reg64(&unit->regs, AMDVI_CmdBufHead_AT);
     unsigned opcode;
 
     if (!iemu_fetch_entry(&unit->machine->memory, address, command, 2, unit->granule_words)) {
@@ -194,13 +189,23 @@ static bool fetch(struct iemu_unit *unit, uint64_t command[2])
     return !a->command_error;
 }
 
-static void finish(struct iemu_unit *unit, const uint64_t command[2])
+static bool is_wait(const uint64_t command[2])
+{
+    return OPCODE(command) == COMPLETION_WAIT;
+}
+
+static bool finish(struct iemu_unit *unit, const uint64_t command[2])
 {
     struct iemu_amdvi *a = amdvi_of(unit);
     uint64_t head = iemu_reg64(&unit->regs, AMDVI_CmdBufHead_AT) + AMDVI_RING_ENTRY;
+    const struct iemu_drain drain = {
+        .unit = unit, .last = UINT64_MAX, .any_domain = true, .reads = true, .writes = true};
 
+    /* What used a translation that an older command dropped must be over (design). */
+    if (is_wait(command) && !iemu_dma_drain(unit->machine, &drain))
+        return false;
     if (!execute(a, command))
-        return;
+        return true;
     a->statistics.descriptors++;
     if (iemu_tracing(unit->machine))
         iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_COMMAND,
@@ -209,11 +214,7 @@ static void finish(struct iemu_unit *unit, const uint64_t command[2])
                                                                 .unit = (uint16_t)unit->number});
     iemu_reg64_set(&unit->regs, AMDVI_CmdBufHead_AT,
                    head & (amdvi_ring_bytes(a, AMDVI_CmdBufBase_AT) - 1));
-}
-
-static bool is_wait(const uint64_t command[2])
-{
-    return OPCODE(command) == COMPLETION_WAIT;
+    return true;
 }
 
 static void settle(struct iemu_unit *unit)

@@ -7,8 +7,14 @@
 #include "../hit.h"
 
 /* The HyperTransport ranges of 7.1; EFR2.HTRangeIgnore is not set. */
-#define HT_BASE 0xfd00000000ull
-#define HT_END  0x10000000000ull
+#define HT_BASE          0xfd00000000ull /* reserved interrupt range */
+#define HT_INTERRUPT     0xfdf8000000ull /* interrupt and EOI */
+#define HT_INTERRUPT_END 0xfdf9000000ull
+#define HT_SYSTEM        0xfdf9100000ull /* system management */
+#define HT_SYSTEM_END    0xfdf9200000ull
+#define HT_PORT_IO       0xfdfc000000ull
+#define HT_PORT_IO_END   0xfdfe000000ull
+#define HT_END           0x10000000000ull
 
 /* Flags of an IOTLB line: what of its device table entry outlives it here. */
 #define LINE_SUPPRESS (AMDVI_SUPPRESS_LATER | AMDVI_SUPPRESS_ALL)
@@ -16,6 +22,12 @@
 static inline bool is_special(uint64_t address)
 {
     return iemu_in_interrupt_range(address) || address - HT_BASE < HT_END - HT_BASE;
+}
+
+static bool in_interrupt_range(uint64_t address)
+{
+    return iemu_in_interrupt_range(address) ||
+           (address >= HT_INTERRUPT && address < HT_INTERRUPT_END);
 }
 
 /* Refused requests get a target abort (4.3); what never reaches the tables is not supported. */
@@ -27,7 +39,7 @@ void amdvi_fault(struct iemu_result *result, uint32_t diagnostic)
     result->permissions = 0;
 }
 
-/* ---- requests that are not translated ----------------------------------------------------------- */
+/* ---- requests that are not translated ------------------------------------------------------- */
 
 static uint32_t pass(const struct iemu_request *request, struct iemu_result *result)
 {
@@ -39,21 +51,16 @@ static uint32_t pass(const struct iemu_request *request, struct iemu_result *res
     return AMDVI_DIAG_NONE;
 }
 
+/* A message interrupt; any other request without PASID to its ranges is a mistake (7.1). */
 static bool is_interrupt(const struct iemu_request *request)
 {
     return request->access == IEMU_WRITE && request->length == 4 && request->address % 4 == 0;
 }
 
-/* FEEx_xxxxh: never page-walked. IntCtl needs the message's data: amdvi_remap_interrupt. */
-static uint32_t interrupt_range(const struct iemu_request *request, struct iemu_result *result)
+static uint32_t pass_interrupt(const struct iemu_request *request, struct iemu_result *result)
 {
-    if (request->access != IEMU_WRITE)
-        return AMDVI_DIAG_REQUEST_INTERRUPT_READ;
-    if (!is_interrupt(request))
-        return AMDVI_DIAG_REQUEST_INTERRUPT_RESERVED;
     result->address = request->address;
     result->outcome = IEMU_INTERRUPT;
-    result->domain = 0;
     return AMDVI_DIAG_NONE;
 }
 
@@ -86,35 +93,24 @@ static uint32_t port_io(const struct iemu_request *request, const struct amdvi_d
     }
 }
 
-/* What a valid entry says of the HyperTransport ranges (7.1, 7.2). */
+/* What a valid entry says of the other HyperTransport ranges (7.1, 7.2). */
 static uint32_t ht_range(const struct iemu_request *request, const struct amdvi_dte *dte,
                          bool *translate, struct iemu_result *result)
 {
     uint64_t address = request->address;
 
-    if (address < 0xfdf8000000ull) /* reserved interrupt range */
+    if (address < HT_INTERRUPT)
         return request->access == IEMU_WRITE ? AMDVI_DIAG_REQUEST_INTERRUPT_RESERVED
                                              : AMDVI_DIAG_REQUEST_INTERRUPT_READ;
-    if (address < 0xfdf9000000ull) { /* interrupt and EOI */
-        if (request->access != IEMU_WRITE)
-            return AMDVI_DIAG_REQUEST_INTERRUPT_READ;
-        if (DTE_IV(dte) && DTE_INTCTL(dte) == 0)
-            return AMDVI_DIAG_REQUEST_INTERRUPT_BLOCKED;
-        return pass(request, result);
-    }
-    if (address < 0xfdf9100000ull) /* legacy PIC acknowledge: no control */
-        return pass(request, result);
-    if (address < 0xfdf9200000ull)
+    if (address >= HT_SYSTEM && address < HT_SYSTEM_END)
         return system_management(request, dte, translate, result);
-    if (address - 0xfdfc000000ull < 0x2000000)
+    if (address >= HT_PORT_IO && address < HT_PORT_IO_END)
         return port_io(request, dte, translate, result);
-    if (address - 0xfdfe000000ull < 0x22000000) /* configuration, device messages: no control */
-        return pass(request, result);
-    *translate = true; /* reserved, and address translation without HtAtsResv */
+    *translate = true; /* no control is named for the rest: the page tables decide */
     return AMDVI_DIAG_NONE;
 }
 
-/* ---- permissions and the answer ------------------------------------------------------------------ */
+/* ---- permissions and the answer ------------------------------------------------------------- */
 
 /* The answer that an IOTLB line, or a walk's leaf in the same form, gives. */
 static uint32_t answer(const struct iemu_request *request, uint64_t leaf, unsigned shift,
@@ -132,61 +128,67 @@ static uint32_t answer(const struct iemu_request *request, uint64_t leaf, unsign
 }
 
 static void fill_iotlb(struct iemu_amdvi *a, const struct iemu_request *request,
-                       const struct amdvi_passage *p, uint64_t who, uint32_t domain,
-                       uint64_t leaf, unsigned shift, uint32_t diagnostic)
+                       const struct amdvi_passage *p, uint64_t who, uint32_t domain, uint64_t leaf,
+                       unsigned shift, uint32_t diagnostic)
 {
     struct iemu_line *line;
 
     /* Nothing that grants nothing is kept, unless NpCache says so (13). */
     if (!p->use_caches || (!(leaf & IEMU_LEAF_PERMISSIONS) && !a->np_cache))
         return;
-    line = iemu_cache_fill(&a->unit.cache[IEMU_CACHE_IOTLB],
-                           iemu_page_key(request->address, shift), who,
-                           iemu_page_index(request->address, shift), domain);
+    line = iemu_cache_fill(&a->unit.cache[IEMU_CACHE_IOTLB], iemu_page_key(request->address, shift),
+                           who, iemu_page_index(request->address, shift), domain);
     line->value[0] = leaf;
     line->value[1] = diagnostic;
     line->flags = p->suppress & LINE_SUPPRESS;
     iemu_trail_fill(&a->unit, IEMU_CACHE_IOTLB, line, p->trail);
 }
 
-static uint32_t use_line(const struct iemu_request *request, const struct iemu_line *line,
-                         unsigned shift, struct amdvi_passage *p, struct iemu_result *result)
+/* Takes away what the device table entry does not grant (IR, IW). */
+static uint64_t limited(uint64_t leaf, unsigned permissions)
 {
-    p->suppress = line->flags & LINE_SUPPRESS;
+    return leaf & ~(uint64_t)(IEMU_LEAF_PERMISSIONS & ~permissions);
+}
+
+static uint32_t use_line(const struct iemu_request *request, const struct iemu_line *line,
+                         unsigned shift, unsigned permissions, struct iemu_result *result)
+{
     result->domain = line->domain;
     if (line->value[0] & IEMU_LEAF_NEGATIVE)
         return (uint32_t)line->value[1];
-    return answer(request, line->value[0], shift, result);
+    return answer(request, limited(line->value[0], permissions), shift, result);
 }
 
-/* ---- the long way ---------------------------------------------------------------------------------- */
+/* ---- the long way --------------------------------------------------------------------------- */
 
-/* Mode 0: the address itself, subject to IR and IW; cached by 4 KiB page under its domain. */
-static uint32_t identity(struct iemu_amdvi *a, const struct iemu_request *request,
+/*
+ * A line that is found by requester carries what its entry granted; one that is shared by a
+ * domain carries the tables' permissions only, and meets each device's own entry again.
+ */
+static uint32_t use_leaf(struct iemu_amdvi *a, const struct iemu_request *request,
                          struct amdvi_passage *p, const struct amdvi_dte *dte, uint64_t who,
-                         struct iemu_result *result)
+                         uint64_t leaf, unsigned shift, struct iemu_result *result)
 {
-    uint64_t leaf = (request->address & ~0xfffull) | DTE_PERMISSIONS(dte);
+    uint64_t granted = limited(leaf, DTE_PERMISSIONS(dte));
 
-    fill_iotlb(a, request, p, who, DTE_DOMAIN(dte), leaf, 12, 0);
-    return answer(request, leaf, 12, result);
+    fill_iotlb(a, request, p, who, DTE_DOMAIN(dte),
+               a->unit.iotlb_lookup == IEMU_BY_DOMAIN ? leaf : granted, shift, 0);
+    return answer(request, granted, shift, result);
 }
 
 static uint32_t walk_tables(struct iemu_amdvi *a, const struct iemu_request *request,
                             struct amdvi_passage *p, const struct amdvi_dte *dte, uint64_t who,
                             struct iemu_result *result)
 {
-    uint32_t domain = DTE_DOMAIN(dte);
     struct iemu_walk walk = {
         .unit = &a->unit,
         .trail = p->trail,
         .address = request->address,
         .table = DTE_ROOT(dte),
-        .domain = domain,
+        .domain = DTE_DOMAIN(dte),
         .level = (uint8_t)DTE_MODE(dte),
         .use_caches = p->use_caches,
     };
-    uint64_t leaf;
     bool found;
 
     if (request->address & ~iemu_low_mask(iemu_level_shift(walk.level + 1u)))
@@ -198,13 +200,13 @@ static uint32_t walk_tables(struct iemu_amdvi *a, const struct iemu_request *req
         return AMDVI_DIAG_TABLE_READ;
     }
     if (!found) {
-        fill_iotlb(a, request, p, who, domain, IEMU_LEAF_NEGATIVE, 12, walk.leaf.diagnostic);
+        fill_iotlb(a, request, p, who, walk.domain, IEMU_LEAF_NEGATIVE, 12, walk.leaf.diagnostic);
         return walk.leaf.diagnostic;
     }
-    leaf = walk.leaf.address | (walk.permissions & DTE_PERMISSIONS(dte)) |
-           (walk.leaf.attributes & IEMU_SNOOP ? IEMU_LEAF_SNOOP : 0);
-    fill_iotlb(a, request, p, who, domain, leaf, walk.leaf.shift, 0);
-    return answer(request, leaf, walk.leaf.shift, result);
+    return use_leaf(a, request, p, dte, who,
+                    walk.leaf.address | walk.permissions |
+                        (walk.leaf.attributes & IEMU_SNOOP ? IEMU_LEAF_SNOOP : 0),
+                    walk.leaf.shift, result);
 }
 
 /* Whether the address is in the exclusion range (3.7); whether it applies needs the entry. */
@@ -213,8 +215,8 @@ static bool in_exclusion(const struct iemu_amdvi *a, uint64_t address)
     uint64_t base = iemu_reg64(&a->unit.regs, AMDVI_ExclBase_AT);
     uint64_t limit = iemu_reg64(&a->unit.regs, AMDVI_ExclLimit_AT) | 0xfff;
 
-    return base & AMDVI_MASK(ExclBase, ExEn) &&
-           address >= (base & AMDVI_MASK(ExclBase, Base)) && address <= limit;
+    return base & AMDVI_MASK(ExclBase, ExEn) && address >= (base & AMDVI_MASK(ExclBase, Base)) &&
+           address <= limit;
 }
 
 static bool excluded(const struct iemu_amdvi *a, const struct amdvi_dte *dte, uint64_t address)
@@ -231,8 +233,7 @@ static struct iemu_line *find_line(struct iemu_amdvi *a, const struct iemu_reque
         iemu_cache_find(&a->unit.cache[IEMU_CACHE_IOTLB], request->address, who, shift);
 
     if (line)
-        iemu_trail_hit(&a->unit, IEMU_CACHE_IOTLB, line, p->trail,
-                       p->trail ? p->trail->count : 0);
+        iemu_trail_hit(&a->unit, IEMU_CACHE_IOTLB, line, p->trail, p->trail ? p->trail->count : 0);
     return line;
 }
 
@@ -248,18 +249,21 @@ static uint32_t translate_by(struct iemu_amdvi *a, const struct iemu_request *re
 
     if (!DTE_TV(dte))
         return AMDVI_DIAG_NOT_VALID;
+    if (excluded(a, dte, request->address))
+        return pass(request, result);
     /* GV counts for nothing without GTEn, which needs EFR.GTSup. */
     if (request->flags & IEMU_HAS_PASID)
         return AMDVI_DIAG_PASID;
-    if (excluded(a, dte, request->address))
-        return pass(request, result);
     if (by_domain && p->use_caches) {
         line = find_line(a, request, p, who, &shift);
         if (line)
-            return use_line(request, line, shift, p, result);
+            return use_line(request, line, shift, DTE_PERMISSIONS(dte), result);
     }
-    return DTE_MODE(dte) ? walk_tables(a, request, p, dte, who, result)
-                         : identity(a, request, p, dte, who, result);
+    if (DTE_MODE(dte))
+        return walk_tables(a, request, p, dte, who, result);
+    /* The address itself; cached by 4 KiB page under its domain, as any other translation. */
+    return use_leaf(a, request, p, dte, who,
+                    (request->address & ~0xfffull) | IEMU_READ | IEMU_WRITE, 12, result);
 }
 
 /* The unit is on. */
@@ -268,6 +272,7 @@ static uint32_t remap(struct iemu_amdvi *a, const struct iemu_request *request,
 {
     bool plain = request->at == IEMU_UNTRANSLATED && !(request->flags & IEMU_HAS_PASID);
     bool special = plain && is_special(request->address), translate = false;
+    bool interrupt_range = plain && in_interrupt_range(request->address);
     const struct iemu_line *line;
     struct amdvi_dte dte;
     uint32_t diagnostic;
@@ -276,9 +281,14 @@ static uint32_t remap(struct iemu_amdvi *a, const struct iemu_request *request,
     if (plain && !special && p->use_caches && a->unit.iotlb_lookup == IEMU_BY_REQUESTER &&
         !in_exclusion(a, request->address)) {
         line = find_line(a, request, p, request->requester, &shift);
-        if (line)
-            return use_line(request, line, shift, p, result);
+        if (line) {
+            p->suppress = line->flags & LINE_SUPPRESS;
+            return use_line(request, line, shift, IEMU_LEAF_PERMISSIONS, result);
+        }
     }
+    /* What its entry says of an interrupt needs the message's data: amdvi_remap_interrupt. */
+    if (interrupt_range && is_interrupt(request))
+        return pass_interrupt(request, result);
     diagnostic = amdvi_find_dte(a, request->requester, p, &dte);
     if (diagnostic)
         return diagnostic;
@@ -288,8 +298,9 @@ static uint32_t remap(struct iemu_amdvi *a, const struct iemu_request *request,
         return AMDVI_DIAG_REQUEST_TRANSLATION;
     if (request->at == IEMU_TRANSLATED)
         return AMDVI_DIAG_REQUEST_TRANSLATED;
-    if (plain && iemu_in_interrupt_range(request->address))
-        return interrupt_range(request, result);
+    if (interrupt_range)
+        return request->access == IEMU_WRITE ? AMDVI_DIAG_REQUEST_INTERRUPT_RESERVED
+                                             : AMDVI_DIAG_REQUEST_INTERRUPT_READ;
     if (!DTE_V(&dte))
         return pass(request, result);
     if (special) {
@@ -315,7 +326,7 @@ static void resolve(struct iemu_amdvi *a, const struct iemu_request *request,
     else if (request->at == IEMU_TRANSLATION_REQUEST)
         diagnostic = AMDVI_DIAG_BAD_AT; /* nobody is there to answer it */
     else if (request->at == IEMU_UNTRANSLATED && iemu_in_interrupt_range(request->address))
-        diagnostic = is_interrupt(request) ? interrupt_range(request, result)
+        diagnostic = is_interrupt(request) ? pass_interrupt(request, result)
                                            : (uint32_t)AMDVI_DIAG_NO_INTERRUPT;
     else
         diagnostic = pass(request, result);
@@ -323,11 +334,10 @@ static void resolve(struct iemu_amdvi *a, const struct iemu_request *request,
         amdvi_fault(result, diagnostic);
 }
 
-/* ---- entry points ------------------------------------------------------------------------------------ */
+/* ---- entry points --------------------------------------------------------------------------- */
 
-static __attribute__((noinline)) void long_way(struct iemu_amdvi *a,
-                                               const struct iemu_request *request,
-                                               struct iemu_result *result)
+static __attribute__((noinline)) void
+long_way(struct iemu_amdvi *a, const struct iemu_request *request, struct iemu_result *result)
 {
     struct amdvi_passage p = {.use_caches = true};
 
@@ -352,7 +362,7 @@ void amdvi_translate(struct iemu_unit *unit, const struct iemu_request *request,
 static uint32_t owed(struct iemu_unit *unit, const struct iemu_stale_use *use)
 {
     uint16_t requester = use->request.requester;
-    bool entry_cached = iemu_cache_probe(&unit->cache[IEMU_CACHE_CONTEXT], 0, requester, requester);
+    const struct iemu_line *line;
 
     if (use->level == IEMU_LEVEL_UNKNOWN)
         return IEMU_OWED_IOTLB_DOMAIN;
@@ -361,7 +371,10 @@ static uint32_t owed(struct iemu_unit *unit, const struct iemu_stale_use *use)
     if (use->level == IEMU_LEVEL_REGISTER)
         return IEMU_OWED_CONTEXT_GLOBAL | IEMU_OWED_IOTLB_GLOBAL;
     /* The entry may have been invalidated already while the translations were not. */
-    return IEMU_OWED_IOTLB_DOMAIN | (entry_cached ? IEMU_OWED_CONTEXT_DEVICE : 0u);
+    line = iemu_cache_probe(&unit->cache[IEMU_CACHE_CONTEXT], 0, requester, requester);
+    if (!line || !iemu_watch_still_stale(unit, IEMU_CACHE_CONTEXT, line, use))
+        return IEMU_OWED_IOTLB_DOMAIN;
+    return IEMU_OWED_CONTEXT_DEVICE | IEMU_OWED_IOTLB_DOMAIN;
 }
 
 static void translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
@@ -405,6 +418,5 @@ void amdvi_choose_translate(struct iemu_unit *unit)
                       : unit->watch               ? translate_watched
                                                   : amdvi_translate;
     a->quick = amdvi_control(a, AMDVI_MASK(Control, IommuEn)) &&
-               !(exclusion & AMDVI_MASK(ExclBase, ExEn)) &&
-               unit->iotlb_lookup == IEMU_BY_REQUESTER;
+               !(exclusion & AMDVI_MASK(ExclBase, ExEn)) && unit->iotlb_lookup == IEMU_BY_REQUESTER;
 }

@@ -62,7 +62,7 @@ static uint32_t register_offset(struct iemu_unit *unit, size_t reg)
     return reg < AMDVI_REGISTERS ? registers[reg].offset : UINT32_MAX;
 }
 
-/* ---- side effects of writes ------------------------------------------------------------------------ */
+/* ---- side effects of writes ----------------------------------------------------------------- */
 
 static void empty_ring(struct iemu_amdvi *a, uint32_t head, uint32_t tail)
 {
@@ -144,7 +144,7 @@ static void written(struct iemu_amdvi *a, uint16_t reg)
     }
 }
 
-/* ---- register access --------------------------------------------------------------------------------- */
+/* ---- register access ------------------------------------------------------------------------ */
 
 static uint64_t mmio_read(struct iemu_unit *unit, uint32_t offset, uint32_t size)
 {
@@ -170,7 +170,7 @@ static void mmio_write(struct iemu_unit *unit, uint32_t offset, uint32_t size, u
         written(a, word->reg);
 }
 
-/* ---- life cycle ---------------------------------------------------------------------------------------- */
+/* ---- life cycle ----------------------------------------------------------------------------- */
 
 static void reset(struct iemu_unit *unit, uint32_t kind)
 {
@@ -269,8 +269,8 @@ static int place_registers(struct iemu_amdvi *a)
     (AMDVI_MASK(EFR, PreFSup) | AMDVI_MASK(EFR, IASup) | AMDVI_MASK(EFR, HATS) |                   \
      AMDVI_MASK(EFR, MsiCapMmioSup))
 
-struct iemu_unit *amdvi_create(struct iemu_machine *machine,
-                               const struct iemu_amdvi_config *config, int *error)
+struct iemu_unit *amdvi_create(struct iemu_machine *machine, const struct iemu_amdvi_config *config,
+                               int *error)
 {
     struct iemu_amdvi *a;
     unsigned hats = (unsigned)AMDVI_GET(EFR, HATS, config->efr);

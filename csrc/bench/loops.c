@@ -166,13 +166,16 @@ static uint64_t fault(struct stage *s)
     return recorded;
 }
 
+/* Each read takes the lock by itself: one register read is one call, whoever makes it. */
 static uint64_t mmio_read(struct stage *s)
 {
     uint64_t sum = 0;
 
+    pthread_mutex_unlock(&s->unit->machine->lock);
     for (size_t i = 0; i < s->b->count; i++)
         sum += s->floor ? iemu_floor_mmio_read(s->b->floor, s->b->reg)
-                        : s->unit->ops->mmio_read(s->unit, s->b->reg, 4);
+                        : iemu_mmio_read(s->unit, s->b->reg, 4);
+    pthread_mutex_lock(&s->unit->machine->lock);
     return sum;
 }
 

@@ -70,12 +70,7 @@ void vtd_queue_error(struct iemu_vtd *v, uint32_t status_bit)
 
 static uint32_t record_offset(const struct iemu_vtd *v, uint32_t index)
 {
-    return (uint32_t)VTD_GET(CAP, FRO, v->cap) * 16 + index * 16;
-}
-
-static uint32_t record_count(const struct iemu_vtd *v)
-{
-    return (uint32_t)VTD_GET(CAP, NFR, v->cap) + 1;
+    return vtd_register_offset(v, VTD_FRCD) + index * 16;
 }
 
 static bool record_in_use(const struct iemu_vtd *v, uint32_t index)
@@ -85,7 +80,7 @@ static bool record_in_use(const struct iemu_vtd *v, uint32_t index)
 
 static bool has_record_of(const struct iemu_vtd *v, uint16_t requester)
 {
-    for (uint32_t i = 0; i < record_count(v); i++) {
+    for (uint32_t i = 0; i < vtd_fault_records(v); i++) {
         if (record_in_use(v, i) &&
             (iemu_reg32(&v->unit.regs, record_offset(v, i) + 8) & 0xffff) == requester)
             return true;
@@ -149,7 +144,7 @@ bool vtd_record_fault(struct iemu_vtd *v, const struct iemu_request *request, ui
     }
     write_record(v, request, row->code, information);
     v->statistics.faults_recorded++;
-    v->fault_index = (index + 1) % record_count(v);
+    v->fault_index = (index + 1) % vtd_fault_records(v);
     status = iemu_reg32(regs, VTD_FSTS_AT);
     if (!(status & VTD_MASK(FSTS, PPF))) {
         status = (status & ~(uint32_t)VTD_MASK(FSTS, FRI)) | (uint32_t)VTD_PUT(FSTS, FRI, index);
@@ -165,7 +160,7 @@ void vtd_faults_acknowledged(struct iemu_vtd *v)
     uint32_t status = iemu_reg32(regs, VTD_FSTS_AT);
     bool pending = false;
 
-    for (uint32_t i = 0; i < record_count(v) && !pending; i++)
+    for (uint32_t i = 0; i < vtd_fault_records(v) && !pending; i++)
         pending = record_in_use(v, i);
     if (!pending)
         status &= ~(uint32_t)VTD_MASK(FSTS, PPF);

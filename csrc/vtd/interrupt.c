@@ -17,37 +17,8 @@ static bool extended_mode(const struct iemu_vtd *v)
     return v->interrupt_table & VTD_MASK(IRTA, EIME);
 }
 
-static uint32_t find_entry(struct iemu_vtd *v, uint32_t index, struct irte *entry)
-{
-    struct iemu_cache *cache = &v->unit.cache[IEMU_CACHE_INTERRUPT];
-    struct iemu_line *line = iemu_cache_probe(cache, 0, index, index);
-    uint64_t address = (v->interrupt_table & VTD_MASK(IRTA, IRTA)) + 16ull * index, raw[2];
-
-    if (line) {
-        line->used = ++cache->tick;
-        *entry = (struct irte){line->value[0], line->value[1]};
-        return VTD_DIAG_NONE;
-    }
-    cache->misses++;
-    if (address & v->address_reserved)
-        return VTD_DIAG_IR_21_ADDRESS;
-    v->statistics.memory_reads++;
-    if (!iemu_fetch_entry(&v->unit.machine->memory, address, raw, 2, v->unit.granule_words))
-        return VTD_DIAG_IR_23;
-    *entry = (struct irte){raw[0], raw[1]};
-    /* Not-present entries only where caching mode says so (9.5). */
-    if (raw[0] & IRTE_P || VTD_GET(CAP, CM, v->cap)) {
-        line = iemu_cache_fill(cache, 0, index, index, 0);
-        line->value[0] = raw[0];
-        line->value[1] = raw[1];
-        line->flags = 0;
-    }
-    return VTD_DIAG_NONE;
-}
-
 static bool source_allowed(const struct irte *entry, uint16_t requester)
 {
-    static const uint16_t ignored[4] = {0, 4, 6, 7};
     uint16_t sid = (uint16_t)entry->high;
     unsigned qualifier = entry->high >> 16 & 3, bus = requester >> 8;
 
@@ -55,7 +26,7 @@ static bool source_allowed(const struct irte *entry, uint16_t requester)
     case 0:
         return true;
     case 1:
-        return !((sid ^ requester) & ~ignored[qualifier] & 0xffff);
+        return !((sid ^ requester) & ~vtd_ignored_functions[qualifier] & 0xffff);
     default: /* bus range; 11 is a reserved value, found later (10.2 step 4) */
         return (entry->high >> 18 & 3) == 3 || (bus >= sid >> 8 && bus <= (sid & 0xff));
     }
@@ -86,11 +57,77 @@ static void compose(const struct iemu_vtd *v, const struct irte *entry, uint64_t
             (uint32_t)(entry->low >> 4 & 1) << 15;
 }
 
-static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, uint64_t *address,
-                      uint32_t *data, uint32_t *index, bool *suppress)
-{
+/* One way through the remapper: from an interrupt request to the message, or to a fault. */
+struct remapping {
+    uint64_t address;
+    uint32_t data;
+    uint32_t index;
+    bool suppress;   /* FPD of the entry */
+    bool use_caches; /* false: only the table counts, and nothing is filled */
+    bool cached;     /* the entry came from the cache */
+    uint64_t entry_address;
     struct irte entry;
-    uint32_t diagnostic, low = (uint32_t)*address;
+};
+
+static uint32_t read_entry(struct iemu_vtd *v, struct remapping *r)
+{
+    uint64_t table = v->interrupt_table & VTD_MASK(IRTA, IRTA), raw[2];
+
+    r->entry_address = table + 16ull * r->index;
+    if ((table | r->entry_address) & v->address_reserved)
+        return VTD_DIAG_IR_21_ADDRESS;
+    v->statistics.memory_reads++;
+    if (!iemu_fetch_entry(&v->unit.machine->memory, r->entry_address, raw, 2,
+                          v->unit.granule_words))
+        return VTD_DIAG_IR_23;
+    r->entry = (struct irte){raw[0], raw[1]};
+    return VTD_DIAG_NONE;
+}
+
+static uint32_t find_entry(struct iemu_vtd *v, struct remapping *r)
+{
+    struct iemu_cache *cache = &v->unit.cache[IEMU_CACHE_INTERRUPT];
+    struct iemu_line *line = NULL;
+
+    if (r->use_caches) {
+        line = iemu_cache_probe(cache, 0, r->index, r->index);
+        if (!line)
+            cache->misses++;
+    }
+    if (!line)
+        return read_entry(v, r);
+    line->used = ++cache->tick;
+    r->cached = true;
+    r->entry = (struct irte){line->value[0], line->value[1]};
+    return VTD_DIAG_NONE;
+}
+
+static uint32_t check_entry(const struct iemu_vtd *v, const struct iemu_request *request,
+                            const struct irte *entry)
+{
+    if (!(entry->low & IRTE_P))
+        return VTD_DIAG_IR_22;
+    if (!source_allowed(entry, request->requester))
+        return VTD_DIAG_IR_26;
+    return reserved_set(v, entry) ? VTD_DIAG_IR_24 : VTD_DIAG_NONE;
+}
+
+/* Entries that are not present or faulty are cached only where caching mode says so (9.5). */
+static void cache_entry(struct iemu_vtd *v, const struct remapping *r)
+{
+    struct iemu_line *line;
+
+    if (!r->use_caches || r->cached ||
+        ((!(r->entry.low & IRTE_P) || reserved_set(v, &r->entry)) && !VTD_GET(CAP, CM, v->cap)))
+        return;
+    line = iemu_cache_fill(&v->unit.cache[IEMU_CACHE_INTERRUPT], 0, r->index, r->index, 0);
+    line->value[0] = r->entry.low;
+    line->value[1] = r->entry.high;
+}
+
+static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, struct remapping *r)
+{
+    uint32_t diagnostic, low = (uint32_t)r->address;
 
     if (!vtd_status(v, VTD_MASK(GSTS, IRES)))
         /* Otherwise both formats pass as compatibility format (10.2 step 1). */
@@ -102,36 +139,81 @@ static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, ui
             return VTD_DIAG_IR_25;
         return VTD_DIAG_NONE;
     }
-    *index = (low >> 5 & 0x7fff) | (low >> 2 & 1) << 15;
+    r->index = (low >> 5 & 0x7fff) | (low >> 2 & 1) << 15;
     if (low & ADDRESS_SHV) {
-        if (*data >> 16)
+        if (r->data >> 16)
             return VTD_DIAG_IR_20;
-        *index += *data & 0xffff; /* compared as it is, not cut to 16 bits (10.1) */
+        r->index += r->data & 0xffff; /* compared as it is, not cut to 16 bits (10.1) */
     }
-    if (*index >= 2u << VTD_GET(IRTA, S, v->interrupt_table))
+    if (r->index >= 2u << VTD_GET(IRTA, S, v->interrupt_table))
         return VTD_DIAG_IR_21_INDEX;
-    diagnostic = find_entry(v, *index, &entry);
+    diagnostic = find_entry(v, r);
     if (diagnostic)
         return diagnostic;
-    *suppress = entry.low & IRTE_FPD;
-    if (!(entry.low & IRTE_P))
-        return VTD_DIAG_IR_22;
-    if (!source_allowed(&entry, request->requester))
-        return VTD_DIAG_IR_26;
-    if (reserved_set(v, &entry))
-        return VTD_DIAG_IR_24;
-    compose(v, &entry, address, data);
-    return VTD_DIAG_NONE;
+    cache_entry(v, r);
+    r->suppress = r->entry.low & IRTE_FPD;
+    diagnostic = check_entry(v, request, &r->entry);
+    if (!diagnostic)
+        compose(v, &r->entry, &r->address, &r->data);
+    return diagnostic;
+}
+
+static struct iemu_result result_of(uint32_t diagnostic, uint64_t address)
+{
+    return (struct iemu_result){
+        .address = address,
+        .outcome = diagnostic ? IEMU_UNSUPPORTED : IEMU_INTERRUPT,
+        .diagnostic = diagnostic,
+        .fault = vtd_fault_rows[diagnostic].code,
+    };
+}
+
+/* The stale-use detector for interrupts: the same request again, by the table alone. */
+static void compare_with_table(struct iemu_vtd *v, const struct iemu_request *request,
+                               const struct remapping *used, uint32_t diagnostic,
+                               struct remapping *fresh)
+{
+    struct iemu_memory *memory = &v->unit.machine->memory;
+    uint32_t armed = memory->armed_count, now;
+    uint64_t reads = v->statistics.memory_reads;
+    unsigned word;
+    struct iemu_stale_use use;
+
+    memory->armed_count = 0;
+    now = remap(v, request, fresh);
+    memory->armed_count = armed;
+    v->statistics.memory_reads = reads;
+    if (!used->cached || (vtd_fault_rows[now].code == vtd_fault_rows[diagnostic].code &&
+                          used->address == fresh->address && used->data == fresh->data))
+        return;
+    word = used->entry.low == fresh->entry.low;
+    use = (struct iemu_stale_use){
+        .request = *request,
+        .cached = result_of(diagnostic, used->address),
+        .fresh = result_of(now, fresh->address),
+        .entry = fresh->entry_address + 8 * word,
+        .before = word ? used->entry.high : used->entry.low,
+        .after = word ? fresh->entry.high : fresh->entry.low,
+        .owed = IEMU_OWED_INTERRUPT,
+        .cache = IEMU_CACHE_INTERRUPT,
+        .level = IEMU_LEVEL_INTERRUPT,
+    };
+    iemu_watch_report(&v->unit, &use);
 }
 
 void vtd_remap_interrupt(struct iemu_unit *unit, const struct iemu_request *request,
                          uint64_t *address, uint32_t *data, struct iemu_result *result)
 {
     struct iemu_vtd *v = vtd_of(unit);
-    uint32_t diagnostic, index = 0;
-    bool suppress = false, has_index;
+    struct remapping r = {.address = *address, .data = *data, .use_caches = true};
+    struct remapping fresh = {.address = *address, .data = *data};
+    uint32_t diagnostic = remap(v, request, &r);
+    bool has_index;
 
-    diagnostic = remap(v, request, address, data, &index, &suppress);
+    if (unit->watch)
+        compare_with_table(v, request, &r, diagnostic, &fresh);
+    *address = r.address;
+    *data = r.data;
     if (!diagnostic)
         return;
     /* Fault information is the index, or undefined, here 0 (2.10). */
@@ -141,10 +223,10 @@ void vtd_remap_interrupt(struct iemu_unit *unit, const struct iemu_request *requ
     result->diagnostic = diagnostic;
     result->fault = vtd_fault_rows[diagnostic].code;
     result->recorded = vtd_record_fault(v, request, diagnostic,
-                                        has_index ? (uint64_t)index << 48 : 0, suppress);
+                                        has_index ? (uint64_t)r.index << 48 : 0, r.suppress);
 }
 
-void vtd_drain_interrupts(struct iemu_vtd *v)
+bool vtd_drain_interrupts(struct iemu_vtd *v)
 {
     const struct iemu_drain drain = {
         .unit = &v->unit,
@@ -154,5 +236,5 @@ void vtd_drain_interrupts(struct iemu_vtd *v)
         .writes = true,
     };
 
-    iemu_dma_drain(v->unit.machine, &drain);
+    return iemu_dma_drain(v->unit.machine, &drain);
 }

@@ -21,20 +21,20 @@ enum granularity {
     SELECTIVE = 3, /* device, or page within domain */
 };
 
+/* FM and SQ: 0 none, 1 bit 2, 2 bits 2:1, 3 bits 2:0 of the source ID are ignored. */
+const uint16_t vtd_ignored_functions[4] = {0, 4, 6, 7};
+
 static void invalidate_context(struct iemu_vtd *v, unsigned granularity, uint32_t domain,
                                uint16_t source, unsigned function_mask)
 {
     struct iemu_cache *cache = &v->unit.cache[IEMU_CACHE_CONTEXT];
-    /* FM: 0 none, 1 bit 2, 2 bits 2:1, 3 bits 2:0 of the source ID are ignored. */
-    static const uint16_t ignored[4] = {0, 4, 6, 7};
 
     if (granularity == GLOBAL)
         iemu_cache_drop_all(cache);
     else if (granularity == DOMAIN)
         iemu_cache_drop_domain(cache, domain);
     else
-        iemu_cache_drop_who(cache, source & (uint16_t)~ignored[function_mask],
-                            (uint16_t)~ignored[function_mask], domain, false);
+        iemu_cache_drop_keys(cache, source, vtd_ignored_functions[function_mask], &domain);
 }
 
 struct iotlb_command {
@@ -47,7 +47,8 @@ struct iotlb_command {
     bool drain_writes;
 };
 
-static void invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
+/* False: the drain is not over yet, and nothing was dropped. */
+static bool invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
 {
     struct iemu_cache *iotlb = &v->unit.cache[IEMU_CACHE_IOTLB];
     struct iemu_cache *paging = &v->unit.cache[IEMU_CACHE_PAGING];
@@ -64,6 +65,12 @@ static void invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
         .writes = v->major >= 2 || (c->drain_writes && VTD_GET(CAP, DWD, v->cap)),
     };
 
+    if (c->granularity == SELECTIVE) {
+        drain.first = first;
+        drain.last = first | pages;
+    }
+    if ((drain.reads || drain.writes) && !iemu_dma_drain(v->unit.machine, &drain))
+        return false;
     if (c->granularity == GLOBAL) {
         iemu_cache_drop_all(iotlb);
         iemu_cache_drop_all(paging);
@@ -74,11 +81,8 @@ static void invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
         iemu_cache_drop_range(iotlb, c->domain, first, first | pages);
         if (!c->hint)
             iemu_cache_drop_range(paging, c->domain, first, first | pages);
-        drain.first = first;
-        drain.last = first | pages;
     }
-    if (drain.reads || drain.writes)
-        iemu_dma_drain(v->unit.machine, &drain);
+    return true;
 }
 
 /* ---- register commands ------------------------------------------------------------------------ */
@@ -104,20 +108,15 @@ static void finish_context_command(struct iemu_vtd *v)
     iemu_reg64_set(regs, VTD_CCMD_AT, command | VTD_PUT(CCMD, CAIG, granularity));
 }
 
-static uint32_t iva_offset(const struct iemu_vtd *v)
-{
-    return (uint32_t)VTD_GET(ECAP, IRO, v->ecap) * 16 + VTD_IVA_AT;
-}
-
 static uint32_t iotlb_offset(const struct iemu_vtd *v)
 {
-    return (uint32_t)VTD_GET(ECAP, IRO, v->ecap) * 16 + VTD_IOTLB_AT;
+    return vtd_register_offset(v, VTD_IOTLB);
 }
 
-static void finish_iotlb_command(struct iemu_vtd *v)
+static bool finish_iotlb_command(struct iemu_vtd *v)
 {
     struct iemu_regfile *regs = &v->unit.regs;
-    uint64_t command = iemu_reg64(regs, iotlb_offset(v)), address = iemu_reg64(regs, iva_offset(v));
+    uint64_t command = iemu_reg64(regs, iotlb_offset(v)), address = iemu_reg64(regs, vtd_register_offset(v, VTD_IVA));
     struct iotlb_command c = {
         .granularity = (unsigned)VTD_GET(IOTLB, IIRG, command),
         .domain = VTD_GET(IOTLB, DID, command) & v->domain_mask,
@@ -132,10 +131,11 @@ static void finish_iotlb_command(struct iemu_vtd *v)
         (c.granularity == SELECTIVE &&
          (c.mask > VTD_GET(CAP, MAMV, v->cap) || !VTD_GET(CAP, PSI, v->cap))))
         c.granularity = INVALID;
-    if (c.granularity != INVALID)
-        invalidate_iotlb(v, &c);
+    if (c.granularity != INVALID && !invalidate_iotlb(v, &c))
+        return false;
     command &= ~(VTD_MASK(IOTLB, IVT) | VTD_MASK(IOTLB, IAIG));
     iemu_reg64_set(regs, iotlb_offset(v), command | VTD_PUT(IOTLB, IAIG, c.granularity));
+    return true;
 }
 
 static bool command_waits(const struct iemu_unit *unit)
@@ -151,15 +151,16 @@ static bool take_command(struct iemu_unit *unit, uint64_t command[2])
     return true;
 }
 
-static void finish_command(struct iemu_unit *unit, const uint64_t command[2])
+static bool finish_command(struct iemu_unit *unit, const uint64_t command[2])
 {
     struct iemu_vtd *v = vtd_of(unit);
 
-    v->commands &= ~(uint32_t)command[0];
     if (command[0] == VTD_COMMAND_CONTEXT)
         finish_context_command(v);
-    else
-        finish_iotlb_command(v);
+    else if (!finish_iotlb_command(v))
+        return false;
+    v->commands &= ~(uint32_t)command[0];
+    return true;
 }
 
 static bool never_waits(const uint64_t command[2])
@@ -316,16 +317,14 @@ static void complete_wait(struct iemu_vtd *v, const uint64_t d[2])
 static void invalidate_interrupts(struct iemu_vtd *v, uint64_t d)
 {
     struct iemu_cache *cache = &v->unit.cache[IEMU_CACHE_INTERRUPT];
-    uint64_t ignored = iemu_low_mask(d >> 27 & 0x1f), index = d >> 32 & 0xffff;
 
     if (d & 0x10)
-        iemu_cache_drop_who(cache, index & ~ignored, ~ignored, 0, true);
+        iemu_cache_drop_keys(cache, d >> 32 & 0xffff, iemu_low_mask(d >> 27 & 0x1f), NULL);
     else
         iemu_cache_drop_all(cache);
-    vtd_drain_interrupts(v);
 }
 
-static void finish(struct iemu_unit *unit, const uint64_t d[2])
+static bool finish(struct iemu_unit *unit, const uint64_t d[2])
 {
     struct iemu_vtd *v = vtd_of(unit);
     struct iemu_regfile *regs = &unit->regs;
@@ -337,17 +336,20 @@ static void finish(struct iemu_unit *unit, const uint64_t d[2])
                            (uint16_t)(d[0] >> 32), d[0] >> 48 & 3);
         break;
     case IOTLB:
-        invalidate_iotlb(v, &(struct iotlb_command){
-                                .granularity = d[0] >> 4 & 3,
-                                .domain = d[0] >> 16 & v->domain_mask,
-                                .address = d[1] & ~0xfffull,
-                                .mask = d[1] & 0x3f,
-                                .hint = d[1] >> 6 & 1,
-                                .drain_writes = d[0] >> 6 & 1,
-                                .drain_reads = d[0] >> 7 & 1,
-                            });
+        if (!invalidate_iotlb(v, &(struct iotlb_command){
+                                     .granularity = d[0] >> 4 & 3,
+                                     .domain = d[0] >> 16 & v->domain_mask,
+                                     .address = d[1] & ~0xfffull,
+                                     .mask = d[1] & 0x3f,
+                                     .hint = d[1] >> 6 & 1,
+                                     .drain_writes = d[0] >> 6 & 1,
+                                     .drain_reads = d[0] >> 7 & 1,
+                                 }))
+            return false;
         break;
     case INTERRUPT_ENTRY:
+        if (!vtd_drain_interrupts(v))
+            return false;
         invalidate_interrupts(v, d[0]);
         break;
     default:
@@ -363,6 +365,7 @@ static void finish(struct iemu_unit *unit, const uint64_t d[2])
     /* Wraps at the queue's size; shrinking the queue under its head is software's error. */
     iemu_reg64_set(regs, VTD_IQH_AT,
                    head >= queue_bytes(iemu_reg64(regs, VTD_IQA_AT)) ? 0 : head);
+    return true;
 }
 
 static bool is_wait(const uint64_t descriptor[2])
@@ -370,14 +373,13 @@ static bool is_wait(const uint64_t descriptor[2])
     return (descriptor[0] & 0xf) == WAIT;
 }
 
-/* QIE 1->0 takes effect when the queue is drained (2.4). */
+/* QIE 1->0 takes effect when the queue is drained (2.4), or stands still with an error. */
 static void close_if_drained(struct iemu_unit *unit)
 {
     struct iemu_vtd *v = vtd_of(unit);
     struct iemu_regfile *regs = &unit->regs;
 
-    if (!v->queue_closing || v->queue.in_progress ||
-        iemu_reg64(regs, VTD_IQH_AT) != iemu_reg64(regs, VTD_IQT_AT))
+    if (!v->queue_closing || v->queue.in_progress || descriptor_waits(unit))
         return;
     v->queue_closing = false;
     iemu_reg64_set(regs, VTD_IQH_AT, 0);

@@ -250,11 +250,9 @@ static void fill_negative(struct iemu_vtd *v, const struct iemu_request *request
 }
 
 static uint32_t use_line(const struct iemu_vtd *v, const struct iemu_request *request,
-                         const struct iemu_line *line, unsigned shift, struct passage *p,
+                         const struct iemu_line *line, unsigned shift,
                          struct iemu_result *result)
 {
-    p->suppress = line->flags & LINE_FPD;
-    p->walked = !(line->flags & LINE_PASS_THROUGH);
     result->domain = line->domain;
     if (iemu_unlikely(line->value[0] & IEMU_LEAF_NEGATIVE)) {
         uint32_t diagnostic = (uint32_t)line->value[1];
@@ -404,7 +402,10 @@ static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, st
         line = iemu_cache_find(iotlb, request->address, who, &shift);
         if (line) {
             iemu_trail_hit(&v->unit, IEMU_CACHE_IOTLB, line, p->trail, 0);
-            return use_line(v, request, line, shift, p, result);
+            /* The line stands for its context entry as well. */
+            p->suppress = line->flags & LINE_FPD;
+            p->walked = !(line->flags & LINE_PASS_THROUGH);
+            return use_line(v, request, line, shift, result);
         }
     }
     diagnostic = find_context(v, request, p, &c);
@@ -425,7 +426,7 @@ static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, st
         if (line) {
             iemu_trail_hit(&v->unit, IEMU_CACHE_IOTLB, line, p->trail,
                            p->trail ? p->trail->count : 0);
-            return use_line(v, request, line, shift, p, result);
+            return use_line(v, request, line, shift, result);
         }
     }
     if (type == TT_PASS_THROUGH)
@@ -511,13 +512,15 @@ static uint32_t owed(struct iemu_unit *unit, const struct iemu_stale_use *use)
     const struct iemu_line *line;
 
     if (use->level && use->level < IEMU_LEVEL_CONTEXT)
-        return IEMU_OWED_IOTLB_PAGE;
+        return VTD_GET(CAP, PSI, vtd_of(unit)->cap) ? IEMU_OWED_IOTLB_PAGE
+                                                    : IEMU_OWED_IOTLB_DOMAIN;
     if (use->level == IEMU_LEVEL_UNKNOWN)
         return IEMU_OWED_IOTLB_DOMAIN;
     /* The context cache may be clean already while the IOTLB is not. */
     line = iemu_cache_probe(&unit->cache[IEMU_CACHE_CONTEXT], 0, use->request.requester,
                             use->request.requester);
-    if (use->cache == IEMU_CACHE_IOTLB && !line)
+    if (use->cache == IEMU_CACHE_IOTLB &&
+        (!line || !iemu_watch_still_stale(unit, IEMU_CACHE_CONTEXT, line, use)))
         context = 0;
     return context | (use->level == IEMU_LEVEL_CONTEXT ? IEMU_OWED_IOTLB_DOMAIN
                                                        : IEMU_OWED_IOTLB_GLOBAL);
@@ -530,12 +533,17 @@ static void translate_watched(struct iemu_unit *unit, const struct iemu_request 
     struct iemu_trail used = {0}, now = {0};
     struct passage p = {.trail = &used, .use_caches = true}, q = {.trail = &now};
     struct iemu_result fresh;
+    struct iemu_memory *memory = &unit->machine->memory;
+    uint32_t armed;
     uint64_t reads;
 
     resolve(v, request, &p, result);
     /* The second look is the detector's, not the device's: it leaves no trace. */
     reads = v->statistics.memory_reads;
+    armed = memory->armed_count;
+    memory->armed_count = 0;
     resolve(v, request, &q, &fresh);
+    memory->armed_count = armed;
     v->statistics.memory_reads = reads;
     iemu_watch_compare(unit, request, result, &used, &fresh, &now, owed);
     record(v, request, p.suppress, result);

@@ -56,9 +56,8 @@ static bool has_field(struct iemu_unit *unit, size_t field)
     return field < IEMU_COUNT(there) && there[field];
 }
 
-static uint32_t register_offset(struct iemu_unit *unit, size_t reg)
+uint32_t vtd_register_offset(const struct iemu_vtd *v, size_t reg)
 {
-    const struct iemu_vtd *v = vtd_of(unit);
     uint32_t base = 0;
 
     if (reg >= VTD_REGISTERS)
@@ -70,9 +69,14 @@ static uint32_t register_offset(struct iemu_unit *unit, size_t reg)
     return base + registers[reg].offset;
 }
 
+static uint32_t register_offset(struct iemu_unit *unit, size_t reg)
+{
+    return vtd_register_offset(vtd_of(unit), reg);
+}
+
 static uint32_t register_count(const struct iemu_vtd *v, size_t reg)
 {
-    return reg == VTD_FRCD ? (uint32_t)VTD_GET(CAP, NFR, v->cap) + 1 : 1;
+    return reg == VTD_FRCD ? vtd_fault_records(v) : 1;
 }
 
 /* ---- GCMD and GSTS (2.4) ----------------------------------------------------------------------- */
@@ -100,13 +104,23 @@ static void set_root(struct iemu_vtd *v)
         vtd_drop_everything(v);
 }
 
-static void toggle_translation(struct iemu_vtd *v, bool on)
+/* What is in flight lands before TES and IRES follow (2.4). False: not all of it yet. */
+static bool drain_for(const struct iemu_vtd *v, uint32_t changed)
 {
     const struct iemu_drain drain = {
-        .unit = &v->unit, .last = UINT64_MAX, .any_domain = true, .reads = true, .writes = true};
+        .unit = (struct iemu_unit *)&v->unit,
+        .last = UINT64_MAX,
+        .any_domain = true,
+        .reads = true,
+        .writes = true,
+    };
 
-    /* What is in flight lands before TES follows; no invalidation is defined (2.4). */
-    iemu_dma_drain(v->unit.machine, &drain);
+    return !(changed & (VTD_MASK(GCMD, TE) | VTD_MASK(GCMD, IRE))) ||
+           iemu_dma_drain(v->unit.machine, &drain);
+}
+
+static void toggle_translation(struct iemu_vtd *v, bool on)
+{
     set_status(v, VTD_MASK(GSTS, TES), on);
     restart_records_if_off(v);
 }
@@ -114,7 +128,6 @@ static void toggle_translation(struct iemu_vtd *v, bool on)
 static void toggle_queue(struct iemu_vtd *v, bool on)
 {
     if (on) {
-        v->queue_closing = false;
         iemu_reg64_set(&v->unit.regs, VTD_IQH_AT, 0);
         set_status(v, VTD_MASK(GSTS, QIES), true);
     } else {
@@ -125,7 +138,6 @@ static void toggle_queue(struct iemu_vtd *v, bool on)
 
 static void toggle_interrupts(struct iemu_vtd *v, bool on)
 {
-    vtd_drain_interrupts(v);
     set_status(v, VTD_MASK(GSTS, IRES), on);
     if (!on && VTD_GET(CAP, ESIRTPS, v->cap))
         iemu_cache_drop_all(&v->unit.cache[IEMU_CACHE_INTERRUPT]);
@@ -148,6 +160,12 @@ static void global_command(struct iemu_vtd *v, uint32_t command)
 {
     uint32_t changed = command ^ iemu_reg32(&v->unit.regs, VTD_GSTS_AT);
 
+    v->command_held = !drain_for(v, changed);
+    v->held_command = command;
+    if (v->command_held)
+        return;
+    if (command & VTD_MASK(GCMD, QIE))
+        v->queue_closing = false; /* whatever was still to be closed stays open */
     if (changed & VTD_MASK(GCMD, TE))
         toggle_translation(v, command & VTD_MASK(GCMD, TE));
     if (command & VTD_MASK(GCMD, SRTP))
@@ -280,6 +298,7 @@ static void reset(struct iemu_unit *unit, uint32_t kind)
     v->root = 0;
     v->interrupt_table = 0;
     v->fault_index = 0;
+    v->command_held = false;
     protection_written(v);
 }
 
@@ -289,6 +308,8 @@ static void resume(struct iemu_unit *unit)
 
     vtd_event_control_written(v, VTD_FECTL_AT);
     vtd_event_control_written(v, VTD_IECTL_AT);
+    if (v->command_held)
+        global_command(v, v->held_command);
     vtd_invalidation_run(v);
 }
 

@@ -113,6 +113,8 @@ struct iemu_vtd {
     struct iemu_queue registers; /* CCMD and IOTLB commands, the same states beside it */
     uint32_t commands;           /* enum vtd_command bits that wait in `registers` */
     bool queue_closing;          /* QIE was cleared with work left */
+    bool command_held;           /* GCMD waits for a drain, and is `held_command` */
+    uint32_t held_command;
 
     struct iemu_statistics statistics;
 };
@@ -120,6 +122,14 @@ struct iemu_vtd {
 static inline struct iemu_vtd *vtd_of(struct iemu_unit *unit)
 {
     return (struct iemu_vtd *)unit;
+}
+
+/* Offset of a register in this unit's window; UINT32_MAX if there is no such register. */
+uint32_t vtd_register_offset(const struct iemu_vtd *v, size_t reg);
+/* CAP.NFR + 1. */
+static inline uint32_t vtd_fault_records(const struct iemu_vtd *v)
+{
+    return (uint32_t)VTD_GET(CAP, NFR, v->cap) + 1;
 }
 
 static inline bool vtd_status(const struct iemu_vtd *v, uint64_t mask)
@@ -138,6 +148,7 @@ void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag 
 bool vtd_walk_second_stage(struct iemu_walk *walk);
 
 /* invalidation.c */
+extern const uint16_t vtd_ignored_functions[4];
 /* The trigger byte of CCMD or of the IOTLB register was written. */
 void vtd_context_command(struct iemu_vtd *v);
 void vtd_iotlb_command(struct iemu_vtd *v);
@@ -165,7 +176,7 @@ void vtd_event_withdraw(struct iemu_vtd *v, uint32_t control);
 /* interrupt.c */
 void vtd_remap_interrupt(struct iemu_unit *unit, const struct iemu_request *request,
                          uint64_t *address, uint32_t *data, struct iemu_result *result);
-/* Lands the interrupts that are on their way to the interrupt controller (7.7). */
-void vtd_drain_interrupts(struct iemu_vtd *v);
+/* Lands the interrupts on their way to the interrupt controller (7.7). False: not all yet. */
+bool vtd_drain_interrupts(struct iemu_vtd *v);
 
 #endif

@@ -16,7 +16,7 @@ from iommu_emu.amdvi.structures import (
 )
 from iommu_emu.amdvi.unit import AmdviUnit
 from iommu_emu.core import Access
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.driver import MESSAGE_ADDRESS, Domain, Driver, check_vector
 from iommu_emu.page_table import PAGE_SIZE, EntryFormat
 
 if TYPE_CHECKING:
@@ -120,8 +120,14 @@ class AmdviDriver(Driver[AmdviUnit]):
 
     # ---- bringing the unit up ----------------------------------------------------------------
 
-    def start(self) -> None:
-        """Bring the unit up with every device blocked (AMD-Vi 3.4)."""
+    def start(self, *, fault_vector: int = 0x30) -> None:
+        """Bring the unit up with every device blocked (AMD-Vi 3.4).
+
+        Args:
+            fault_vector: interrupt vector of log events, 16..254; used if the unit shows its
+                MSI capability through registers.
+        """
+        check_vector(fault_vector)
         self._table = self.frames.take(self._table_frames)
         entries = self._table_frames * PAGE_SIZE // DeviceTableEntry.size
         self.memory.write(self._table, self._blocked() * entries)
@@ -134,6 +140,11 @@ class AmdviDriver(Driver[AmdviUnit]):
         self.unit.write("EvtLogBase", self._events | RING_LENGTH << 56)
         for pointer in ("CmdBufHead", "CmdBufTail", "EvtLogHead", "EvtLogTail"):
             self.unit.write(pointer, 0)
+        if self.unit.features.message_registers:
+            self.unit.write("MsiAddrLow", MESSAGE_ADDRESS)
+            self.unit.write("MsiAddrHigh", 0)
+            self.unit.write("MsiData", fault_vector)
+            self.unit.write_field("MsiCapHdr", "Enable", 1)
         names = ("Coherent", "CmdBufEn", "EventLogEn", "EventIntEn", "IommuEn")
         control = sum(self.unit.field_info("Control", name).mask for name in names)
         self.unit.write("Control", control)

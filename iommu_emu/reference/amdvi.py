@@ -26,6 +26,7 @@ from iommu_emu.amdvi.structures import (
 from iommu_emu.core import Access, AddressType, Outcome, Request
 from iommu_emu.reference import (
     LEVEL_CONTEXT,
+    READ_WRITE,
     Answer,
     Failure,
     Leaf,
@@ -212,10 +213,10 @@ class Walker(reference.Walker[Context]):
         if request.pasid is not None:
             return page_fault("pasid")
         if context.mode == 0:
-            return Leaf(request.address & ~0xFFF, 12, context.permissions)
+            return Leaf(request.address & ~0xFFF, 12, READ_WRITE)
         if request.address >> 12 + 9 * context.mode:
             return page_fault("address-width")
-        return Node(context.mode, context.table, context.permissions, top=True)
+        return Node(context.mode, context.table, READ_WRITE, top=True)
 
     def _excluded(self, context: Context, address: int) -> bool:
         if self.unit.exclusion is None:
@@ -296,13 +297,15 @@ class Walker(reference.Walker[Context]):
         """Check permissions at the end of a walk (AMD-Vi 5.2 step 6)."""
         if isinstance(end, Failure):
             return self.fail(request, context, end)
-        if request.access & ~end.permissions:
+        # Page structures are cached by domain, the device's own permissions are not (AMD-Vi 13).
+        permissions = end.permissions & context.permissions
+        if request.access & ~permissions:
             return self.fail(request, context, page_fault("permission", PR | PE))
         return Answer(
             Outcome.MEMORY,
             end.output(request.address),
             end.shift,
-            end.permissions,
+            permissions,
             context.domain,
             end.snoop,
         )

@@ -170,7 +170,9 @@ class Walker(reference.Walker[Context]):
             return self.fail(request, None, FAILURES["AT"])  # VT-d 6.1
         if not untranslated and not self.unit.translation_enabled:
             return self.fail(request, None, FAILURES["AT"])  # VT-d 5.1
-        if untranslated and request.pasid is None and in_interrupt_range(request.address):
+        # A PASID prefix is ignored while translation is off (VT-d 5.1).
+        plain = request.pasid is None or not self.unit.translation_enabled
+        if untranslated and plain and in_interrupt_range(request.address):
             return self._interrupt_range(request)
         if not self.unit.translation_enabled:
             return self._protect(request, None, pass_through(request))
@@ -356,13 +358,16 @@ def walk(unit: Unit, read: MemoryRead, request: Request) -> Answer:
     return Walker(unit, read).walk(request)
 
 
-def invalidate(oracle: Oracle[Context], descriptor: bytes) -> None:
+def invalidate(
+    oracle: Oracle[Context], descriptor: bytes, *, guest_address_width: int = 64
+) -> None:
     """Tell the oracle what an invalidation descriptor covers (VT-d 7.4).
 
     Args:
         oracle: of the unit that carried it out.
         descriptor: 16 bytes; those that invalidate neither contexts nor translations are none
             of the oracle's business.
+        guest_address_width: CAP.MGAW + 1: address bits above it are ignored (VT-d 7.2).
     """
     kind = descriptor[0] & 0xF
     if kind == ContextInvalidation["type"].value:
@@ -378,7 +383,7 @@ def invalidate(oracle: Oracle[Context], descriptor: bytes) -> None:
             oracle.invalidate_iotlb(domain=entry.did if entry.g == 2 else None)
             return
         size = 1 << 12 + entry.am
-        first = entry.addr & ~(size - 1)
+        first = entry.addr & ((1 << guest_address_width) - 1) & ~(size - 1)
         oracle.invalidate_iotlb(
             domain=entry.did, first=first, last=first + size - 1, keep_tables=bool(entry.ih)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iommu_emu.core import Access
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.driver import MESSAGE_ADDRESS, Domain, Driver, check_vector
 from iommu_emu.page_table import PAGE_SIZE, EntryFormat
 from iommu_emu.vtd.capabilities import Capabilities
 from iommu_emu.vtd.faults import FaultRecord
@@ -29,7 +29,6 @@ GRANULARITIES = {"global": 1, "domain": 2, "device": 3, "page": 3}
 DESCRIPTOR_SIZE = 16
 QUEUE_SIZE = PAGE_SIZE // DESCRIPTOR_SIZE
 FRCD_F = 1 << 127
-MESSAGE_ADDRESS = 0xFEE0_0000
 
 
 class SecondStageFormat(EntryFormat):
@@ -87,8 +86,7 @@ class VtdDriver(Driver[VtdUnit]):
         Args:
             fault_vector: interrupt vector of fault events, 16..254.
         """
-        if not 16 <= fault_vector <= 254:
-            raise ValueError(f"fault_vector must be in 16..254, not {fault_vector}")
+        check_vector(fault_vector)
         self._root = self.frames.take()
         self.unit.write("RTADDR", self._root)
         self.command("SRTP", True, "RTPS")

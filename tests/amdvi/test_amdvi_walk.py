@@ -4,7 +4,7 @@ import pytest
 from amdvi_bench import DEVICE_PAGES, REQUESTER, Bench
 
 from iommu_emu.amdvi.features import Features
-from iommu_emu.core import Access, AddressType, Outcome
+from iommu_emu.core import Access, AddressType, IotlbLookup, Outcome
 
 IOVA = 0x12_3456_7000
 PAGE = 0x8_0000
@@ -315,3 +315,12 @@ def test_suppress_all_drops_page_faults(mapped, iova):
 def test_suppress_all_does_not_reach_hardware_errors(mapped):
     mapped.device_entry(sa=1, root=ABOVE_RAM)
     assert mapped.check(mapped.request(IOVA)).recorded
+
+
+def test_suppression_is_the_requesters_own_though_the_iotlb_is_shared():
+    bench = Bench(iotlb_lookup=IotlbLookup.BY_DOMAIN)
+    bench.device_entry(0x0310)
+    bench.device_entry(0x0311, sa=1)
+    bench.walk_to(IOVA, bench.pte(PAGE, iw=0))
+    assert bench.check(bench.request(IOVA, READ, requester=0x0310)).ok
+    assert not bench.check(bench.request(IOVA, WRITE, requester=0x0311)).recorded

@@ -34,7 +34,7 @@ BASE = 0xFED9_0000
 ROOT_TABLE = 0x1000
 QUEUE = 0x8000  # up to 128 pages below the context tables
 CONTEXT_TABLES = 0x10_0000  # one page a bus
-TABLES = 0x30_0000  # paging tables, allocated upwards
+TABLES = 0x200_0000  # paging tables, allocated upwards; tests use the 30 MiB below as pages
 HOLE = 0x1_0000_0000  # no RAM here, but below the host address width
 
 DEVICE = 0x0010  # 00:02.0
@@ -375,7 +375,7 @@ class Bench:
         return self.read("IQERCD") & 0xF if self.read("FSTS") & IQE else None
 
 
-# ---- descriptors (VT-d 7.2) -------------------------------------------------------------------
+# ---- descriptors (VT-d 7.2) -----------------------------------------------------------------
 
 
 def context_descriptor(g: int, did: int = 0, sid: int = 0, fm: int = 0) -> tuple[int, int]:
@@ -398,7 +398,7 @@ def wait_descriptor(
     return 5 | interrupt << 4 | write << 5 | fence << 6 | data << 32, address
 
 
-# ---- the two ways to invalidate ---------------------------------------------------------------
+# ---- the two ways to invalidate -------------------------------------------------------------
 
 
 class ByRegister:
@@ -445,7 +445,6 @@ class ByQueue:
         dr: int = 0,
     ) -> None:
         self.bench.submit(iotlb_descriptor(g, did, address, am, ih, dw, dr))
-
 
 
 def bits(*ranges: int | tuple[int, int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Root and context entries of legacy mode, translation types, order of checks (VT-d 4.1, 4.3, 5.2)."""
+"""Root and context entries, translation types, order of checks (VT-d 4.1, 4.3, 5.2, 8.3)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def flip(bench: Bench, at: int, bit: int) -> None:
     bench.poke(at, bench.peek(at) ^ 1 << bit % 64)
 
 
-# ---- root entry (4.1) ---------------------------------------------------------------------------
+# ---- root entry (4.1) -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("requester", [0x0000, 0x0100, 0x80FF, 0xFF08, 0xFFFF])
@@ -78,7 +78,7 @@ def test_context_root_pointer_reaches_the_host_address_width(haw: int, code: int
     assert bench.fault(0x5000) == code
 
 
-# ---- context entry (4.3) ------------------------------------------------------------------------
+# ---- context entry (4.3) --------------------------------------------------------------------
 
 
 def test_context_fetch_error(bench: Bench) -> None:
@@ -148,7 +148,7 @@ def test_context_translation_type_must_be_supported(
     assert bench.fault(0x5000) == code
 
 
-# ---- pass-through (TT=10) -----------------------------------------------------------------------
+# ---- pass-through (TT=10) -------------------------------------------------------------------
 
 
 def test_context_pass_through_output_is_input(bench: Bench) -> None:
@@ -181,7 +181,7 @@ def test_context_pass_through_limit_is_the_host_address_width(haw: int) -> None:
         assert bench.fault(1 << bit) == BEYOND
 
 
-# ---- request classes (5.2, 6.1, 6.3) --------------------------------------------------------------
+# ---- request classes (5.2, 6.1, 6.3) --------------------------------------------------------
 
 CLASSES = [
     # tt, address type, outcome, code, diagnostic name
@@ -269,7 +269,7 @@ def test_context_malformed_address_type_is_unsupported(
     assert bench.records() == []
 
 
-# ---- translation mode (2.5) -----------------------------------------------------------------------
+# ---- translation mode (2.5) -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ttm", [1, 2, 3])
@@ -297,7 +297,7 @@ def test_context_pasid_is_refused_in_legacy_mode(bench: Bench, warm: bool) -> No
     assert (result.outcome, result.fault) == (Outcome.UNSUPPORTED, PASID_IN_LEGACY)
 
 
-# ---- translation disabled (5.1) ---------------------------------------------------------------------
+# ---- translation disabled (5.1) -------------------------------------------------------------
 
 
 def test_context_disabled_unit_passes_everything(bench: Bench) -> None:
@@ -321,7 +321,7 @@ def test_context_disabling_again_passes(bench: Bench) -> None:
     assert bench.reads(0x5000) == 0x5000
 
 
-# ---- order of checks (8.3) ---------------------------------------------------------------------------
+# ---- order of checks (8.3) ------------------------------------------------------------------
 
 
 def test_context_reserved_is_found_before_programming(bench: Bench) -> None:

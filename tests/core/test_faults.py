@@ -214,7 +214,7 @@ def test_faults_table_has_a_first_row_for_none() -> None:
     assert core.faults(Vendor.VTD)[0].name == "none"
 
 
-# ---- what a record holds (2.10) -----------------------------------------------------------------
+# ---- what a record holds (2.10) -------------------------------------------------------------
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_faults_leave_the_iotlb_alone(bench: Bench) -> None:
     assert bench.counter("iommu_mrds") == reads
 
 
-# ---- the ring (8.1, 2.8) --------------------------------------------------------------------------
+# ---- the ring (8.1, 2.8) --------------------------------------------------------------------
 
 
 def pages(bench: Bench) -> list[int]:

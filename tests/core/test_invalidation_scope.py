@@ -25,7 +25,7 @@ from iommu_emu.geometry import CacheGeometry
 
 Way = type[ByRegister] | type[ByQueue]
 
-# ---- context cache --------------------------------------------------------------------------------
+# ---- context cache --------------------------------------------------------------------------
 
 CONTEXTS = {  # requester: domain
     0x0010: 1,
@@ -104,7 +104,7 @@ def test_invalidation_scope_of_context_domain_ids_are_cut_to_nd(way: Way) -> Non
     assert {entry.domain for entry in bench.unit.entries(CacheId.IOTLB)} == {2}
 
 
-# ---- IOTLB and paging-structure cache --------------------------------------------------------------
+# ---- IOTLB and paging-structure cache -------------------------------------------------------
 
 # Pages of both domains: address: size. Every one is cached for requester 10h (domain 1) and 18h
 # (domain 2); 20h shares domain 1 but has used one page only.
@@ -250,6 +250,10 @@ def test_invalidation_scope_of_pages_is_exact(sets: int, am: int, page: int) -> 
     ByRegister(bench).iotlb(SELECTIVE, 1, page << 12, am)
     kept = {e.address >> 12 for e in bench.unit.entries(CacheId.IOTLB)}
     assert kept == {n for n in range(64) if n >> am != page >> am}
+    reads = bench.counter("iommu_mrds")
+    for n in kept:
+        bench.translate(n << 12)
+    assert bench.counter("iommu_mrds") == reads  # they are found as well
 
 
 def test_invalidation_scope_ignores_address_bits_above_mgaw(way: Way) -> None:
@@ -277,7 +281,7 @@ def test_invalidation_scope_largest_mask_covers_everything(way: Way) -> None:
     assert {e.domain for e in bench.unit.entries(CacheId.PAGING)} == {2}
 
 
-# ---- what a dropped entry means to a device ----------------------------------------------------------
+# ---- what a dropped entry means to a device -------------------------------------------------
 
 
 def test_invalidation_makes_a_changed_page_visible(way: Way, bench: Bench) -> None:

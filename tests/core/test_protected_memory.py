@@ -152,7 +152,7 @@ def test_protected_memory_needs_a_region() -> None:
     assert not blocked(bench, 0)
 
 
-# ---- which requests (version dependent) --------------------------------------------------------------
+# ---- which requests (version dependent) -----------------------------------------------------
 
 
 def mapped(major: int, tt: int) -> Bench:

@@ -50,7 +50,7 @@ def cached(bench: Bench) -> tuple[int, int]:
     return tuple(len(bench.unit.entries(c)) for c in (CacheId.CONTEXT, CacheId.IOTLB))  # type: ignore[return-value]
 
 
-# ---- head and tail (7.1) -------------------------------------------------------------------------
+# ---- head and tail (7.1) --------------------------------------------------------------------
 
 
 def test_queue_runs_to_the_tail(queue: Bench) -> None:
@@ -171,7 +171,7 @@ def test_queue_on_resets_with_the_unit(queue: Bench) -> None:
     assert (queue.read("IQH"), queue.read("IQT"), queue.status(QIE)) == (0, 0, False)
 
 
-# ---- wait (7.2, 7.5) --------------------------------------------------------------------------------
+# ---- wait (7.2, 7.5) ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fence", [0, 1])
@@ -211,7 +211,7 @@ def test_queue_wait_sees_earlier_invalidations_done(queue: Bench) -> None:
     assert (queue.peek(STATUS), cached(queue)) == (1, (1, 0))
 
 
-# ---- completion event (2.9) ---------------------------------------------------------------------------
+# ---- completion event (2.9) -----------------------------------------------------------------
 
 
 def unmasked(bench: Bench) -> None:
@@ -299,9 +299,8 @@ def test_queue_error_is_a_fault_event(queue: Bench) -> None:
     assert (message.address, message.data[0]) == (0xFEE0_2000, 0x42)
 
 
-# ---- errors (7.6) ---------------------------------------------------------------------------------------
+# ---- errors (7.6) ---------------------------------------------------------------------------
 
-G = {"global": GLOBAL, "domain": DOMAIN, "selective": SELECTIVE}
 INDEX = interrupt_descriptor(1, 5, 0)
 
 RESERVED = [
@@ -466,17 +465,19 @@ def test_queue_error_record_is_sticky(queue: Bench, kind: Reset, kept: bool) -> 
     assert queue.read("ICS") == int(kept)
 
 
-def test_queue_switched_off_in_an_error_stays_on(queue: Bench) -> None:
-    """Work is left: the unit cannot finish (2.4: software error)."""
-    queue.submit((0, 0))
+def test_queue_switched_off_in_an_error_is_off(queue: Bench) -> None:
+    """Software error (2.4): what is left can never be done, so there is nothing to wait for."""
+    queue.submit((0, 0), iotlb_descriptor(GLOBAL))
     queue.command(QIE, on=False)
-    assert queue.status(QIE)
+    assert not queue.status(QIE)
+    assert queue.read("IQH") == 0
+    assert queue.queue_error == TYPE_ERROR
     queue.poke(QUEUE, *NOTHING)
     queue.write("FSTS", IQE)
-    assert not queue.status(QIE)
+    assert cached(queue) == (1, 1)
 
 
-# ---- submitted, in progress, complete --------------------------------------------------------------------
+# ---- submitted, in progress, complete -------------------------------------------------------
 
 
 def test_queue_by_hand() -> None:

@@ -34,8 +34,7 @@ SPECIFICATION = {
     "IRTPS 24:24 RO, CFIS 23:23 RO",
     "RTADDR": "SSIRWE 7:7 RW, TTM 11:10 RW, RTA 63:12 RW",
     "CCMD": "DID 15:0 RW, SID 31:16 WO, FM 33:32 WO, CAIG 60:59 RO, CIRG 62:61 RW, ICC 63:63 RW",
-    "FSTS": "PFO 0:0 RW1CS, PPF 1:1 ROS, IQE 4:4 RW1CS, ICE 5:5 RW1CS, ITE 6:6 RW1CS,"
-    "FRI 15:8 ROS",
+    "FSTS": "PFO 0:0 RW1CS, PPF 1:1 ROS, IQE 4:4 RW1CS, ICE 5:5 RW1CS, ITE 6:6 RW1CS,FRI 15:8 ROS",
     "FECTL": "IP 30:30 RO, IM 31:31 RW =1",
     "FEDATA": "IMD 15:0 RW",
     "FEADDR": "MA 31:2 RW",
@@ -154,7 +153,7 @@ ALL = parse()
 each_field = pytest.mark.parametrize("field", ALL, ids=str)
 
 
-# ---- the exported table ------------------------------------------------------------------------------
+# ---- the exported table ---------------------------------------------------------------------
 
 
 def test_registers_table_has_exactly_these_registers() -> None:
@@ -182,7 +181,7 @@ def test_registers_table_field(field: Field) -> None:
     assert row.reset == field.reset
 
 
-# ---- a unit with every capability -----------------------------------------------------------------------
+# ---- a unit with every capability -----------------------------------------------------------
 
 
 def everything() -> Bench:
@@ -291,7 +290,7 @@ def test_registers_dword_neighbours_share_a_quadword_access(full: Bench) -> None
     assert full.unit.mmio_read(0x40, 8) == 0x1111_2222_3333_4444
 
 
-# ---- access rules (2.1) -----------------------------------------------------------------------------------
+# ---- access rules (2.1) ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -331,7 +330,7 @@ def test_registers_every_word_of_the_window_reads(full: Bench) -> None:
         assert word in taken or value == 0
 
 
-# ---- capabilities decide what is there (1) ------------------------------------------------------------------
+# ---- capabilities decide what is there (1) --------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(NEEDS))
@@ -358,7 +357,7 @@ def there(has: dict[str, bool], field: Field) -> bool:
     bench = Bench(protected_low=False, protected_high=False, queued_invalidation=False)
     config = dict(bench.config)
     for name, present in has.items():
-        word, bit = name.split(".")
+        word = name.split(".")[0]
         row = FIELDS[name]
         if present:
             config[word.lower()] |= row.mask  # type: ignore[operator]
@@ -380,7 +379,7 @@ def test_registers_field_without_a_condition_is_always_there(field: Field) -> No
         assert FIELDS[str(field)].needs == "ALWAYS"
 
 
-# ---- values -----------------------------------------------------------------------------------------------------
+# ---- values ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("major", "minor"), [(1, 0), (4, 2), (15, 15)])
@@ -424,7 +423,7 @@ def test_registers_has_field_of_no_row_is_false(bench: Bench) -> None:
     assert not bench.unit.has_field(len(FIELDS))
 
 
-# ---- reset --------------------------------------------------------------------------------------------------------
+# ---- reset ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [Reset.WARM, Reset.POWER_ON])
@@ -455,7 +454,7 @@ def test_registers_reset_drops_every_cache(bench: Bench) -> None:
     assert all(bench.unit.entries(cache) == [] for cache in core.CacheId)
 
 
-# ---- configurations that are refused -----------------------------------------------------------------------------
+# ---- configurations that are refused --------------------------------------------------------
 
 
 @pytest.mark.parametrize(

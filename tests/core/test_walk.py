@@ -64,7 +64,7 @@ def test_walk_large_page_covers_its_last_byte_and_no_more(bench: Bench, leaf: in
     assert bench.fault(size - 4) == NO_READ
 
 
-# ---- permissions (5.7) ------------------------------------------------------------------------
+# ---- permissions (5.7) ----------------------------------------------------------------------
 
 ALLOWED = [
     (R, READ, 0),
@@ -129,10 +129,10 @@ def test_walk_zero_length_read_lets_no_real_read_through(bench: Bench) -> None:
     assert bench.fault(0x5000) == NO_READ
 
 
-# ---- reserved and ignored bits (4.8) ------------------------------------------------------------
+# ---- reserved and ignored bits (4.8) --------------------------------------------------------
 
 
-def reserved_bits(level: int, leaf: bool, haw: int, sizes: set[int], snoop: bool) -> list[int]:
+def reserved_bits(level: int, leaf: bool, haw: int, snoop: bool) -> list[int]:
     found = [*bits((51, haw)), 62]
     if not leaf:
         return found + [11] + ([7] if level > 3 else [])
@@ -148,7 +148,7 @@ def reserved_cases() -> list[tuple[int, bool, int, bool, int]]:
         for leaf in (False, True)
         if (level > 1 or leaf) and (level < 4 or not leaf)
         for haw, snoop in ((39, True), (46, False))
-        for bit in reserved_bits(level, leaf, haw, {21, 30}, snoop)
+        for bit in reserved_bits(level, leaf, haw, snoop)
     ]
 
 
@@ -173,7 +173,7 @@ def ignored_cases() -> list[tuple[int, bool, int]]:
             if (level == 1 and not leaf) or (level > 3 and leaf):
                 continue
             address = bits((38, PAGE_BITS[level] if leaf else 12))
-            used = [0, 1, *address, *reserved_bits(level, leaf, 39, {21, 30}, True)]
+            used = [0, 1, *address, *reserved_bits(level, leaf, 39, True)]
             if level > 1:
                 used.append(7)
             if leaf:
@@ -259,7 +259,7 @@ def test_walk_snoop_control(bench: Bench, level: int, bits: int, attribute: Attr
     assert bench.translate(0x4000_0000).attributes is attribute  # and from the IOTLB
 
 
-# ---- fetch errors, address limits ---------------------------------------------------------------
+# ---- fetch errors, address limits -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [3, 4, 5])
@@ -310,7 +310,7 @@ def test_walk_output_reaches_the_host_address_width(haw: int) -> None:
     assert bench.reads(0x5123) == top | 0x123
 
 
-# ---- output in the interrupt range (5.4, LGN.4) -------------------------------------------------
+# ---- output in the interrupt range (5.4, LGN.4) ---------------------------------------------
 
 
 @pytest.mark.parametrize(

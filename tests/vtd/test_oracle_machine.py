@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from vtd_bench import Bench
 
-from iommu_emu.core import Access, IotlbLookup
+from iommu_emu.core import Access, IotlbLookup, Outcome
 from iommu_emu.reference import vtd as reference
 from iommu_emu.reference.oracle import Oracle
 from iommu_emu.vtd.capabilities import Capabilities
@@ -80,6 +80,8 @@ class OracleMachine(RuleBasedStateMachine):
             by_domain=self.lookup is IotlbLookup.BY_DOMAIN,
             negative=self.caching_mode,
         )
+        for page in PAGES:
+            self.bench.write(page, page)
         # Something that works, so that not every run has to find it.
         for which in (0, 1):
             for bus in (3, 4):
@@ -211,6 +213,46 @@ class OracleMachine(RuleBasedStateMachine):
         self.oracle.invalidate_all()
         self.program()
 
+    # ---- edits with what they owe: use, edit, invalidate, use again --------------------------
+
+    @rule(
+        requester=requesters,
+        iova=iovas,
+        level=st.integers(1, LEVELS),
+        beside=st.sampled_from([0, 0, 1, 9]),
+        data=st.data(),
+    )
+    def edit_table_properly(
+        self, requester: int, iova: int, level: int, beside: int, data: st.DataObject
+    ) -> None:
+        self.translate(requester, iova, Access.READ, False)
+        for which in (0, 1):
+            self.edit_table(level, which, iova, data)
+        for domain in DOMAINS:
+            self.invalidate_iotlb_of_pages(domain, iova, beside, hint=level == 1)
+        self.translate(requester, iova, Access.READ, False)
+
+    @rule(
+        requester=requesters,
+        iova=iovas,
+        domain=domains,
+        mask=st.sampled_from([(0, 0), (1, 4), (2, 6), (3, 7)]),
+        data=st.data(),
+    )
+    def edit_context_properly(
+        self, requester: int, iova: int, domain: int, mask: tuple[int, int], data: st.DataObject
+    ) -> None:
+        self.translate(requester, iova, Access.READ, False)
+        for which in (0, 1):
+            self.edit_context(which, requester, domain, data.draw(st.integers(0, 1)), "table")
+        code, ignored = mask
+        for owner in DOMAINS:
+            # Any requester that differs in ignored bits alone names this one as well.
+            self.invalidate_context_of_device(owner, requester ^ ignored, code)
+        for owner in DOMAINS:
+            self.invalidate_iotlb_of_domain(owner)
+        self.translate(requester, iova, Access.READ, False)
+
     # ---- what is checked ---------------------------------------------------------------------
 
     @rule(
@@ -227,6 +269,19 @@ class OracleMachine(RuleBasedStateMachine):
         result = self.bench.translate(request)
         wrong = {answer: answer.differences(result) for answer in allowed}
         assert any(not differences for differences in wrong.values()), wrong
+
+    @rule(requester=requesters, iova=iovas)
+    def dma_read(self, requester: int, iova: int) -> None:
+        allowed = self.oracle.allowed(self.bench.request(iova, requester=requester, length=8))
+        completion = self.bench.machine.core.create_port(0, requester).read(iova, 8)
+        self.bench.clear_faults()
+        # What a read may return: a page's content, or a failure with the fault behind it.
+        possible = {
+            self.bench.read(answer.address, 8) if answer.outcome is Outcome.MEMORY else answer.fault
+            for answer in allowed
+        }
+        found = completion.data if completion.ok else completion.fault or None
+        assert found in possible, possible
 
     @rule()
     def translate_with_everything_invalidated(self) -> None:

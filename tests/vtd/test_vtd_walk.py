@@ -2,7 +2,7 @@
 
 import pytest
 
-from iommu_emu.core import Access, AddressType, Outcome
+from iommu_emu.core import Access, AddressType, IotlbLookup, Outcome
 from iommu_emu.reference.vtd import FAILURES
 from iommu_emu.vtd.capabilities import Capabilities
 
@@ -438,3 +438,18 @@ def test_protected_region_with_limit_below_base_is_off(mapped):
     mapped.enable(False)
     protect(mapped, low=(0x40_0000, 0x20_0000))
     assert mapped.check(mapped.request(0x20_0000)).ok
+
+
+def test_fault_processing_disable_is_the_requesters_own_though_the_iotlb_is_shared(make_bench):
+    bench = make_bench(iotlb_lookup=IotlbLookup.BY_DOMAIN)
+    bench.root_entry()
+    bench.context_entry(0x0310)
+    bench.context_entry(0x0311, fpd=1)
+    bench.walk_to(IOVA, PAGE | 1)
+    assert bench.check(bench.request(IOVA, READ, requester=0x0310)).ok
+    assert not bench.check(bench.request(IOVA, WRITE, requester=0x0311)).recorded
+
+
+def test_translation_off_ignores_a_pasid_in_the_interrupt_range(mapped):
+    mapped.enable(False)
+    assert mapped.check(mapped.request(0xFEE0_0000, WRITE, pasid=1)).outcome is Outcome.INTERRUPT

@@ -1,0 +1,63 @@
+/* 1000 IOTLB hits, for test_stale_use.py to count the instructions of. */
+#include "iommu_emu.h"
+#include <stdlib.h>
+#include <string.h>
+
+static void poke(struct iemu_machine *m, uint64_t at, uint64_t value)
+{
+    iemu_memory_write(m, at, &value, sizeof(value));
+}
+
+/* Instructions are counted in this function alone. */
+__attribute__((noinline)) void hits(struct iemu_unit *unit, const struct iemu_request *request)
+{
+    struct iemu_result result;
+
+    for (int i = 0; i < 1000; i++)
+        iemu_translate(unit, request, &result);
+    if (result.address != 0x200000)
+        abort();
+}
+
+int main(int argc, char **argv)
+{
+    struct iemu_machine_config mc = {16, 64, 0};
+    struct iemu_vtd_config c = {.cap = UNIT_CAP, .ecap = UNIT_ECAP, .major = 1, .protected_shift = 21};
+    struct iemu_request request = {.address = 0x5000, .length = 4, .access = IEMU_READ};
+    struct iemu_machine *m;
+    struct iemu_region *ram;
+    struct iemu_unit *unit;
+    struct iemu_result result;
+    int error;
+
+    (void)argv;
+    c.unit = (struct iemu_unit_config){.base = 0xfed90000, .window = 4096,
+                                       .host_address_width = 39, .fetch_granule = 128};
+    for (int i = 0; i < IEMU_CACHES; i++)
+        c.unit.geometry[i] = (struct iemu_geometry){64, 4, IEMU_LRU, 1};
+    m = iemu_machine_create(&mc, &error);
+    ram = iemu_region_create(0x100000, -1, 0, &error);
+    iemu_memory_map(m, 0, ram);
+    unit = iemu_vtd_create(m, &c, &error);
+    if (!unit)
+        abort();
+    poke(m, 0x1000, 0x2001);
+    poke(m, 0x2000, 0x3001);
+    poke(m, 0x2008, 1 << 8 | 1);
+    poke(m, 0x3000, 0x4003);
+    poke(m, 0x4000, 0x5003);
+    poke(m, 0x5028, 0x200003);
+    iemu_mmio_write(unit, 0x20, 8, 0x1000);
+    iemu_mmio_write(unit, 0x18, 4, 1u << 30);
+    iemu_mmio_write(unit, 0x18, 4, 1u << 31);
+    iemu_translate(unit, &request, &result);
+    if (argc > 1) { /* on, used, and off again */
+        iemu_unit_watch(unit, true);
+        iemu_translate(unit, &request, &result);
+        iemu_unit_watch(unit, false);
+    }
+    hits(unit, &request);
+    iemu_machine_destroy(m);
+    iemu_region_release(ram);
+    return 0;
+}
