@@ -96,6 +96,9 @@ static inline __attribute__((always_inline)) bool iemu_walk(struct iemu_walk *w,
         w->at_root = false;
         if (!w->use_caches)
             continue;
+        /* An entry that skips levels is cached for the addresses that may skip: the part whose
+         * index bits of those levels are 0, which is what the next table covers. */
+        shift = iemu_level_shift(level + 1);
         line = iemu_cache_fill(cache, iemu_page_key(w->address, shift), w->domain,
                                iemu_page_index(w->address, shift), w->domain);
         line->value[0] = table | w->permissions;
