@@ -155,8 +155,6 @@ struct amdvi_passage {
 
 /* translate.c */
 void amdvi_choose_translate(struct iemu_unit *unit);
-void amdvi_translate(struct iemu_unit *unit, const struct iemu_request *request,
-                     struct iemu_result *result);
 /* Turns a result into what a faulting request gets. */
 void amdvi_fault(struct iemu_result *result, uint32_t diagnostic);
 

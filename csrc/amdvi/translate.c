@@ -346,8 +346,8 @@ long_way(struct iemu_amdvi *a, const struct iemu_request *request, struct iemu_r
         result->recorded = amdvi_report(a, request, result->diagnostic, result->domain, &p);
 }
 
-void amdvi_translate(struct iemu_unit *unit, const struct iemu_request *request,
-                     struct iemu_result *result)
+static void amdvi_translate(struct iemu_unit *unit, const struct iemu_request *request,
+                            struct iemu_result *result)
 {
     struct iemu_amdvi *a = amdvi_of(unit);
 

@@ -169,8 +169,10 @@ class OracleMachine(RuleBasedStateMachine):
         self.translate(requester, iova, Access.READ)
         for which in (0, 1):
             self.edit_table(level, which, iova, data)
+        # Another page of the same range names this one as well.
+        other = iova ^ size - 0x1000
         for domain in DOMAINS:
-            self.invalidate_pages(domain, iova, size, pde=level > 1)
+            self.invalidate_pages(domain, other, size, pde=level > 1)
         self.translate(requester, iova, Access.READ)
 
     @rule(requester=requesters, iova=iovas, domain=domains, tree=st.sampled_from([0, 1]))

@@ -191,7 +191,7 @@ class Amdvi:
         self.machine = CoreMachine(64, messages, trace_events)
         self.ram = Region(RAM)
         self.machine.map(0, self.ram)
-        config: dict[str, Any] = {
+        self.config: dict[str, Any] = {
             "unit": {
                 "base": BASE,
                 "window": window,
@@ -205,7 +205,7 @@ class Amdvi:
             "device_id": 0x0002,
             "np_cache": np_cache,
         }
-        self.unit: CoreUnit = self.machine.create_amdvi(config)
+        self.unit: CoreUnit = self.machine.create_amdvi(self.config)
         self.machine.route(0, 0, 0xFFFF, self.unit)
         self._next_table = TABLES
         if on:

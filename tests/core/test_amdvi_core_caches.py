@@ -423,6 +423,17 @@ def test_detector_reports_a_stale_dte(bench: Amdvi) -> None:
     assert use.owed == Owed.CONTEXT_DEVICE | Owed.IOTLB_DOMAIN
 
 
+def test_detector_reports_a_stale_dte_behind_a_new_translation(bench: Amdvi) -> None:
+    bench.unit.watch(True)
+    bench.set_dte(dte())
+    bench.reads(0x5000)
+    bench.set_dte(dte(tv=0))
+    assert bench.reads(0x6000) == 0x6000
+    ((use,), _) = bench.unit.stale_uses()
+    assert (use.cache, use.level) == (CacheId.CONTEXT, TableLevel.CONTEXT)
+    assert use.owed == Owed.CONTEXT_DEVICE | Owed.IOTLB_DOMAIN
+
+
 def test_detector_owes_only_the_domain_once_the_dte_is_invalidated() -> None:
     bench = Amdvi()
     bench.unit.watch(True)

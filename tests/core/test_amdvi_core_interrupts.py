@@ -73,7 +73,9 @@ def test_interrupt_is_forwarded_as_it_is(bench: Amdvi, address: int, entry: int)
 
 
 def test_interrupt_passes_a_unit_that_is_off() -> None:
-    bench = Amdvi(on=False)
+    bench = Amdvi()
+    bench.set_dte(dte(iv=1, intctl=ABORT))
+    bench.write("Control", 0)
     assert send(bench, 0x4031).ok
     assert delivered(bench) == [(WINDOW, 0x4031)]
 
@@ -288,6 +290,15 @@ def test_remapping_does_not_need_v(bench: Amdvi) -> None:
     set_irte(bench, 3, IRTE)
     assert send(bench, 3).ok
     assert delivered(bench) == [(WINDOW | 5 << 12, 0x31)]
+
+
+@pytest.mark.parametrize(("valid", "logged"), [(0, 1), (1, 0)])
+def test_remapping_fault_is_suppressed_by_sa_of_a_valid_half_only(
+    bench: Amdvi, valid: int, logged: int
+) -> None:
+    bench.set_dte(remapping(fields=1 << 98) & ~1 | valid)
+    assert send(bench, 3).fault == PAGE_FAULT
+    assert len(bench.events()) == logged
 
 
 # ---- the interrupt cache (13) -----------------------------------------------------------------

@@ -93,6 +93,13 @@ def test_unit_refuses_a_feature_that_is_not_implemented(bit: int) -> None:
         Amdvi(efr=1 << bit)
 
 
+def test_unit_refuses_a_window_that_is_taken() -> None:
+    off = Amdvi(on=False)
+    with pytest.raises(core.OverlapError):
+        off.machine.create_amdvi(off.config)
+    assert len(off.machine.units) == 1
+
+
 def test_unit_refuses_another_window() -> None:
     with pytest.raises(ValueError, match="AMDVI unit"):
         Amdvi(window=0x8000)
@@ -167,6 +174,14 @@ def test_run_bits_clear_with_the_unit() -> None:
 def test_ring_of_a_reserved_length_does_not_run(off: Amdvi, length: int) -> None:
     off.start(length=length)
     assert off.read("Status") == 0
+
+
+def test_ring_runs_once_its_length_is_legal(off: Amdvi) -> None:
+    off.start(length=7)
+    off.write("CmdBufBase", COMMANDS | 8 << 56)
+    assert off.read("Status") == CMD_RUN
+    off.write("EvtLogBase", EVENTS | 8 << 56)
+    assert off.read("Status") == CMD_RUN | EVENT_RUN
 
 
 def test_base_write_resets_both_pointers(off: Amdvi) -> None:
@@ -271,6 +286,15 @@ def test_switching_off_and_on_flushes_nothing() -> None:
     assert bench.reads(0x5000) == 0x9000
     bench.submit(invalidate_domain())
     assert bench.reads(0x5000) is None
+
+
+def test_switching_off_ends_the_quick_way_at_once() -> None:
+    bench = Amdvi()
+    bench.attach().map(0x5000, 0x9000)
+    bench.write("ExclBase", 0)
+    assert [bench.reads(0x5000), bench.reads(0x5000)] == [0x9000, 0x9000]
+    bench.write("Control", 0)
+    assert bench.reads(0x5000) == 0x5000
 
 
 def test_reset_empties_the_caches_and_switches_off() -> None:

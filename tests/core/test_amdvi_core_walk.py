@@ -128,7 +128,9 @@ def test_walk_level_6_has_no_leaf(bench: Amdvi, next_level: int) -> None:
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
 def test_walk_address_beyond_the_table_is_a_fault(bench: Amdvi, levels: int) -> None:
     limit = 1 << 12 + 9 * levels
-    bench.attach(levels=levels, domain=3).map(limit - 0x1000, 0x9000)
+    table = bench.attach(levels=levels, domain=3)
+    table.map(0, 0x8000)  # where the address would wrap around to
+    table.map(limit - 0x1000, 0x9000)
     assert bench.reads(limit - 4) == 0x9FFC
     assert bench.translate(limit).fault == PAGE_FAULT
     event = bench.event()

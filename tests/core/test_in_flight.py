@@ -21,7 +21,15 @@ from core_bench import (
     wait_descriptor,
 )
 
-from iommu_emu.core import Access, AtomicKind, Completion, Port, Status
+from iommu_emu.core import (
+    Access,
+    AtomicKind,
+    CacheId,
+    Completion,
+    InvalidationState,
+    Port,
+    Status,
+)
 from iommu_emu.timing import Timing
 
 OLD, NEW = 0x20_0000, 0x40_0000
@@ -460,6 +468,104 @@ def test_in_flight_interrupt_entry_invalidation_drains_interrupts(g: int) -> Non
     bench.submit(interrupt_descriptor(g), wait_descriptor(write=1, address=0x2_0000, data=1))
     assert bench.peek(0x2_0000) == 1
     assert len(bench.messages()) == 1
+
+
+# ---- drains that have to wait for room in the outbox ------------------------------------------
+
+
+def held_back(**arguments: object) -> tuple[Bench, Port]:
+    """The outbox is full: an interrupt and a write behind it are past the unit, and stuck."""
+    bench = prepared(messages=64, **arguments)
+    filler = bench.port(OTHER)
+    for _ in range(64):
+        assert filler.write(0xFEE0_0000, bytes(4)).ok
+    port = bench.port()
+    port.write(0xFEE0_0000, bytes(4))
+    port.write(0, b"\x01")
+    assert (port.in_flight, at(bench)) == ((0, 2), 0)
+    return bench, port
+
+
+def test_in_flight_register_drain_waits_for_the_outbox() -> None:
+    bench, port = held_back()
+    bench.translate(0x1000)
+    ByRegister(bench).iotlb(DOMAIN, 1, dw=1)
+    assert bench.read("IOTLB") >> 63 == 1
+    assert len(bench.unit.entries(CacheId.IOTLB)) == 2  # nothing has happened yet
+    assert not bench.unit.step()
+    bench.messages()
+    assert bench.read("IOTLB") >> 63 == 0
+    assert (port.in_flight, at(bench)) == ((0, 0), 1)
+    assert bench.unit.entries(CacheId.IOTLB) == []
+
+
+def test_in_flight_queued_drain_waits_for_the_outbox() -> None:
+    bench, _ = held_back()
+    bench.enable_queue()
+    bench.submit(
+        iotlb_descriptor(GLOBAL, dw=1), wait_descriptor(write=1, address=0x2_0000, data=1)
+    )
+    assert (bench.read("IQH"), bench.peek(0x2_0000)) == (0, 0)
+    assert bench.unit.invalidation_state is InvalidationState.IN_PROGRESS
+    bench.messages()
+    assert (bench.read("IQH"), bench.peek(0x2_0000), at(bench)) == (32, 1, 1)
+
+
+def test_in_flight_queued_drain_of_another_domain_does_not_wait() -> None:
+    bench, port = held_back()
+    bench.enable_queue()
+    bench.submit(iotlb_descriptor(DOMAIN, 2, dw=1))
+    assert bench.read("IQH") == 16
+    assert port.in_flight == (0, 2)
+
+
+def test_in_flight_timed_drain_goes_on_when_there_is_room() -> None:
+    bench, _ = held_back(timing=Timing(invalidation=100))
+    bench.enable_queue()
+    bench.submit(iotlb_descriptor(GLOBAL, dw=1), iotlb_descriptor(GLOBAL))
+    bench.machine.advance_to(1000)
+    assert bench.read("IQH") == 0
+    bench.messages()
+    assert bench.read("IQH") == 16
+    bench.machine.advance_to(1099)
+    assert bench.read("IQH") == 16
+    bench.machine.advance_to(1100)
+    assert bench.read("IQH") == 32
+
+
+def test_in_flight_te_waits_for_its_drain() -> None:
+    bench, _ = held_back()
+    bench.command(TE, on=False)
+    assert bench.status(TE)
+    bench.messages()
+    assert not bench.status(TE)
+    assert at(bench) == 1
+
+
+def test_in_flight_ire_waits_for_its_drain() -> None:
+    bench, _ = held_back(interrupt_remapping=True)
+    bench.command(IRE)
+    assert not bench.status(IRE)
+    bench.messages()
+    assert bench.status(IRE)
+
+
+def test_in_flight_command_that_waits_is_forgotten_by_reset() -> None:
+    bench, _ = held_back()
+    bench.command(TE, on=False)
+    bench.unit.reset()
+    bench.enable()
+    bench.messages()
+    assert bench.status(TE)
+
+
+def test_in_flight_interrupt_entry_invalidation_waits_for_its_drain() -> None:
+    bench, _ = held_back(interrupt_remapping=True)
+    bench.enable_queue()
+    bench.submit(interrupt_descriptor())
+    assert bench.read("IQH") == 0
+    bench.messages()
+    assert bench.read("IQH") == 16
 
 
 # ---- backpressure ---------------------------------------------------------------------------

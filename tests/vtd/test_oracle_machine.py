@@ -228,8 +228,10 @@ class OracleMachine(RuleBasedStateMachine):
         self.translate(requester, iova, Access.READ, False)
         for which in (0, 1):
             self.edit_table(level, which, iova, data)
+        # Another page of the same range names this one as well.
+        other = iova ^ ((1 << beside) - 1 << 12)
         for domain in DOMAINS:
-            self.invalidate_iotlb_of_pages(domain, iova, beside, hint=level == 1)
+            self.invalidate_iotlb_of_pages(domain, other, beside, hint=level == 1)
         self.translate(requester, iova, Access.READ, False)
 
     @rule(
@@ -251,6 +253,12 @@ class OracleMachine(RuleBasedStateMachine):
             self.invalidate_context_of_device(owner, requester ^ ignored, code)
         for owner in DOMAINS:
             self.invalidate_iotlb_of_domain(owner)
+        self.translate(requester, iova, Access.READ, False)
+
+    @rule(requester=requesters, iova=iovas, which=st.sampled_from([0, 1]))
+    def change_root_pointer_in_use(self, requester: int, iova: int, which: int) -> None:
+        self.translate(requester, iova, Access.READ, False)
+        self.change_root_pointer(which)
         self.translate(requester, iova, Access.READ, False)
 
     # ---- what is checked ---------------------------------------------------------------------
