@@ -41,9 +41,11 @@ ELSEWHERE = 1 << 40  # physical address of pages that are translated to and neve
 FAR_IOVA = 1 << 45  # shares no table with IOVA but the root
 REGISTERS = 0xFED9_0000
 READ = 64  # bytes
-BURST = 4096  # operations of one run; a multiple of the queue's 256 descriptors
-MISS_BURST = 65536  # a full round of the smaller working set
+# Operations of one run: a multiple of the queue's 256 descriptors, and short enough that few runs
+# are interrupted by whatever else the host does.
+BURST = 4096
 PYTHON_BURST = 512
+RUNS = 16  # of a benchmark in one round: all 65,536 pages
 
 
 class Writer(Device):
@@ -93,7 +95,7 @@ class Bed:
 
         Args:
             kind: of enum iemu_bench_kind.
-            addresses: shape (n,); n is a multiple of 256, and above `MISS_BURST` of that.
+            addresses: shape (n,); n is a multiple of `BURST`.
             **changes: fields of struct iemu_bench that differ from the usual.
         """
         unit, capabilities = self.unit, self.unit.capabilities
@@ -128,30 +130,28 @@ class Loop:
     """A loop of the C core, or the same loop over the floor; see `Bed.loop`.
 
     Attributes:
-        operations: how many one run does.
-        parts: how many runs it takes to meet every address once.
+        parts: how many runs of `BURST` operations it takes to meet every address once.
     """
 
     def __init__(
         self, bed: Bed, kind: int, addresses: NDArray[np.uint64], values: dict[str, Any]
     ) -> None:
-        self.operations = min(len(addresses), MISS_BURST)
-        self.parts = len(addresses) // self.operations
+        self.parts = len(addresses) // BURST
         self._bed = bed  # what the pointers point to
         self._kind = kind
         self._addresses = addresses
         self._struct = ffi.new("struct iemu_bench *", values)
-        self._struct.count = self.operations
+        self._struct.count = BURST
 
     def run(self, part: int = 0, *, floor: bool = False) -> tuple[float, int]:
         """Run over one part of the addresses; return ns per operation and the checksum."""
-        first = part * self.operations
-        pointer = ffi.from_buffer("uint64_t[]", self._addresses[first : first + self.operations])
+        addresses = self._addresses[part * BURST : (part + 1) * BURST]
+        pointer = ffi.from_buffer("uint64_t[]", addresses)  # keeps the array where it is
         self._struct.addresses = pointer
         elapsed: int = lib.iemu_bench_run(self._struct, self._kind, floor)
         if not elapsed:
             raise RuntimeError("the benchmark's tables or its queue are not in RAM")
-        return elapsed / self.operations, self._struct.checksum
+        return elapsed / BURST, self._struct.checksum
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _pair(loop: Loop) -> Pair:
             )
         return elapsed
 
-    return Pair(subject, floor, loop.operations)
+    return Pair(subject, floor, BURST)
 
 
 def _translate(pages: int) -> Callable[[], Pair]:
@@ -428,7 +428,7 @@ def measure(
         progress: is told what happens.
 
     Yields:
-        Medians over the rounds, in the order of `benchmarks`.
+        Medians over all runs, in the order of `benchmarks`.
 
     Raises:
         ValueError: if `seconds` is negative.
@@ -447,11 +447,12 @@ def measure(
         rounds += 1
         progress(f"round {rounds}")
         for pair, (subject, floor) in zip(pairs, times, strict=True):
-            # What ran before has emptied the host's caches: the first turn is not counted.
-            pair.subject()
-            pair.floor()
-            subject.append(pair.subject())
-            floor.append(pair.floor())
+            # What ran before has emptied the host's caches: the first half is not counted.
+            for _ in range(RUNS):
+                pair.subject(), pair.floor()
+            for _ in range(RUNS):
+                subject.append(pair.subject())
+                floor.append(pair.floor())
     for benchmark, (subject, floor) in zip(benchmarks, times, strict=True):
         yield Measurement(benchmark.name, median(subject), median(floor))
 

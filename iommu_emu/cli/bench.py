@@ -24,7 +24,7 @@ how to read it:
           with the same flags, run in turns with the operation by the same loop
   ratio   ns / floor: nanoseconds drift from machine to machine and with its load, ratios hardly
   target  what this project holds itself to: nanoseconds were set on a server with an AMD EPYC;
-          a ratio (x floor, or x another benchmark of the same run) holds anywhere
+          a ratio to the floor (2.5x), or to another benchmark of the same run, holds anywhere
   met     whether every target of the line is reached here
 
 Run it on an idle machine; a busy neighbour shows in the misses first, which live in the caches
@@ -97,21 +97,23 @@ def plain(measurement: Measurement) -> dict[str, str | float]:
 
 
 def _table(measurements: Sequence[Measurement]) -> Table:
-    table = Table("benchmark", "what", box=None, pad_edge=False)
-    for heading in ("ns", "floor", "ratio", "target"):
-        table.add_column(heading, justify="right")
-    table.add_column("met")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("benchmark", no_wrap=True)
+    for heading in ("ns", "floor", "ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("target", "met", "what one operation is"):
+        table.add_column(heading, no_wrap=heading == "met")
     for measurement in measurements:
         benchmark = BENCHMARKS[measurement.name]
         reached = met(measurement, measurements)
         table.add_row(
             measurement.name,
-            benchmark.description,
             f"{measurement.ns:.1f}",
             f"{measurement.floor_ns:.1f}",
             f"{measurement.ratio:.2f}",
             _target(benchmark),
             Text("yes", "green") if reached else Text("no", "bold red"),
+            benchmark.description,
         )
     return table
 
@@ -119,7 +121,7 @@ def _table(measurements: Sequence[Measurement]) -> Table:
 def _target(benchmark: Benchmark) -> str:
     parts = [f"{benchmark.target_ns:g} ns"]
     if benchmark.target_ratio is not None:
-        parts.append(f"{benchmark.target_ratio:g} x floor")
+        parts.append(f"{benchmark.target_ratio:g}x")
     if benchmark.relative is not None:
-        parts.append(f"{benchmark.relative[1]:g} x {benchmark.relative[0]}")
+        parts.append(f"{benchmark.relative[1]:g}x {benchmark.relative[0]}")
     return ", ".join(parts)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from iommu_emu import __version__
-from iommu_emu.cli import acpi, demo
+from iommu_emu.cli import acpi, bench, demo
 
 DESCRIPTION = """\
 A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"iommu-emu {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, acpi):
+    for module in (demo, acpi, bench):
         module.add_parser(commands)
     chosen = parser.parse_args(arguments)
     try:

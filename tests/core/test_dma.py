@@ -327,7 +327,8 @@ def test_dma_bar_answer_needs_an_open_token(bar: Bench) -> None:
     port = bar.port()
     port.read(BAR, 4)
     (message,) = bar.messages()
-    for token in (message.token + 1, message.token + (1 << 12), message.token + (1 << 18)):
+    wrong = (message.token + 1, message.token | 0xFFF)
+    for token in (*wrong, message.token + (1 << 12), message.token + (1 << 18)):
         with pytest.raises(ValueError, match="token"):
             bar.machine.answer(token, b"abcd")
     bar.machine.answer(message.token, b"abcd")

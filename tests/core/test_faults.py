@@ -23,7 +23,7 @@ from core_bench import (
 )
 
 from iommu_emu import core
-from iommu_emu.core import Access, AddressType, Outcome, Reset, Vendor
+from iommu_emu.core import Access, AddressType, IotlbLookup, Outcome, Reset, Vendor
 from iommu_emu.geometry import CacheGeometry
 from iommu_emu.vtd.faults import FaultRecord
 
@@ -284,6 +284,20 @@ def test_faults_fpd_counts_for_a_hit(fpd: bool) -> None:
     bench.translate(0x5000)
     result = bench.translate(0x5000, WRITE)
     assert (result.outcome, result.recorded) == (Outcome.UNSUPPORTED, not fpd)
+
+
+@pytest.mark.parametrize("lookup", IotlbLookup)
+@pytest.mark.parametrize("first", [0x10, 0x18])
+def test_faults_fpd_is_that_of_the_requester(lookup: IotlbLookup, first: int) -> None:
+    """10h has FPD and 18h has not; they share a domain, and perhaps an IOTLB entry."""
+    bench = Bench(lookup=lookup)
+    table = bench.attach(0x10, fpd=True)
+    table.map(0x5000, 0x20_0000, R)
+    bench.attach(0x18, table=table)
+    bench.enable()
+    bench.translate(0x5000, requester=first)
+    assert not bench.translate(0x5000, WRITE, 0x10).recorded
+    assert bench.translate(0x5000, WRITE, 0x18).recorded
 
 
 @pytest.mark.parametrize("fpd", [False, True])

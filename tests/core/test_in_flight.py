@@ -502,9 +502,7 @@ def test_in_flight_register_drain_waits_for_the_outbox() -> None:
 def test_in_flight_queued_drain_waits_for_the_outbox() -> None:
     bench, _ = held_back()
     bench.enable_queue()
-    bench.submit(
-        iotlb_descriptor(GLOBAL, dw=1), wait_descriptor(write=1, address=0x2_0000, data=1)
-    )
+    bench.submit(iotlb_descriptor(GLOBAL, dw=1), wait_descriptor(write=1, address=0x2_0000, data=1))
     assert (bench.read("IQH"), bench.peek(0x2_0000)) == (0, 0)
     assert bench.unit.invalidation_state is InvalidationState.IN_PROGRESS
     bench.messages()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from core_bench import READ, WRITE, Bench
 
-from iommu_emu.core import Outcome, RequestFlag, Status
+from iommu_emu.core import IotlbLookup, Outcome, RequestFlag, Status
 
 EPM, PRS = 1 << 31, 1 << 0
 BLOCK = 1 << 21  # granularity of the bench: N = 20
@@ -155,8 +155,8 @@ def test_protected_memory_needs_a_region() -> None:
 # ---- which requests (version dependent) -----------------------------------------------------
 
 
-def mapped(major: int, tt: int) -> Bench:
-    bench = Bench(major=major)
+def mapped(major: int, tt: int, lookup: IotlbLookup = IotlbLookup.BY_REQUESTER) -> Bench:
+    bench = Bench(major=major, lookup=lookup)
     table = bench.attach(levels=5, tt=tt)
     table.map(0x40_0000, 0x40_0000)
     bench.enable()
@@ -168,20 +168,24 @@ def test_protected_memory_untranslated_requests_with_translation_off(major: int)
     assert blocked(protect(Bench(major=major), **LOW), 0x40_0000)
 
 
+@pytest.mark.parametrize("lookup", IotlbLookup)
 @pytest.mark.parametrize("major", [1, 2, 4])
 @pytest.mark.parametrize("warm", [False, True])
-def test_protected_memory_translated_by_page_tables(major: int, warm: bool) -> None:
+def test_protected_memory_translated_by_page_tables(
+    major: int, warm: bool, lookup: IotlbLookup
+) -> None:
     """Older units exempt what went through the page tables."""
-    bench = mapped(major, 0)
+    bench = mapped(major, 0, lookup)
     if warm:
         bench.translate(0x40_0000, WRITE)
     assert blocked(bench, 0x40_0000) is (major >= 2)
 
 
+@pytest.mark.parametrize("lookup", IotlbLookup)
 @pytest.mark.parametrize("major", [1, 2])
 @pytest.mark.parametrize("warm", [False, True])
-def test_protected_memory_passed_through(major: int, warm: bool) -> None:
-    bench = mapped(major, 2)
+def test_protected_memory_passed_through(major: int, warm: bool, lookup: IotlbLookup) -> None:
+    bench = mapped(major, 2, lookup)
     if warm:
         bench.translate(0x40_0000, WRITE)
     assert blocked(bench, 0x40_0000)

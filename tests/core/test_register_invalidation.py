@@ -162,8 +162,10 @@ def test_register_invalidation_is_forbidden_with_the_queue_on(name: str) -> None
 
 @pytest.mark.parametrize("name", ["CCMD", "IOTLB"])
 def test_register_invalidation_by_hand(name: str) -> None:
+    def state() -> InvalidationState:
+        return bench.unit.invalidation_state
+
     bench = filled(timing=Timing(manual=True))
-    state = lambda: bench.unit.invalidation_state  # noqa: E731
     assert state() is InvalidationState.IDLE
     assert not bench.unit.step()
     way = ByRegister(bench)

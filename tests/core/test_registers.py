@@ -415,6 +415,8 @@ def test_registers_are_placed_by_the_capabilities(iro: int, fro: int) -> None:
     bench.enable()
     bench.translate(0x5000)
     assert bench.record(0).valid
+    bench.clear_record(0)
+    assert bench.read("FSTS") == 0
     bench.write("IOTLB", 1 << 63 | 1 << 60)
     assert bench.read("IOTLB") == 1 << 60 | 1 << 57
 

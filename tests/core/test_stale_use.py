@@ -12,14 +12,17 @@ from core_bench import (
     DEVICE,
     DOMAIN,
     GLOBAL,
+    IRE,
     OTHER,
     READ,
     RW,
     SELECTIVE,
+    SIRTP,
     WRITE,
     Bench,
     ByRegister,
     R,
+    interrupt_descriptor,
 )
 
 from iommu_emu.core import CacheId, IotlbLookup, Owed, StaleUse, TableLevel
@@ -434,6 +437,101 @@ def test_stale_use_watching_reports_dma_as_well(unit: Bench) -> None:
     assert unit.port().write(0x5000, b"stale").ok
     assert unit.machine.read(0x20_0000, 5) == b"stale"
     assert only(unit).request.access is WRITE
+
+
+def test_stale_use_second_look_fires_no_armed_store(unit: Bench) -> None:
+    """The hit reads no table; what the detector reads is not the unit's access."""
+    at = entry(unit, 1)
+    unit.machine.arm_store(at, at, 0)
+    assert unit.reads(0x5000) == 0x20_0000
+    assert unit.peek(at) == 0x20_0000 | RW
+    assert uses(unit) == []
+    ByRegister(unit).iotlb(SELECTIVE, 1, 0x5000)
+    assert unit.reads(0x5000) == 0x20_0000
+    assert unit.peek(at) == 0  # it was still armed for the unit's own read
+
+
+# ---- interrupt entries (9.4: IRTE) -------------------------------------------------------------
+
+IRT = 0x4_0000
+IRTE = 0x31_0001
+
+
+@pytest.fixture
+def interrupts() -> Bench:
+    """Watched; entry 3 of the interrupt remapping table is present, and used once."""
+    bench = watched(interrupt_remapping=True)
+    bench.poke(IRT + 48, IRTE, 0)
+    bench.write("IRTA", IRT | 7)
+    bench.command(SIRTP)
+    bench.command(IRE)
+    assert raise_interrupt(bench) == 0
+    return bench
+
+
+def raise_interrupt(bench: Bench, index: int = 3) -> int:
+    fault = bench.port().write(0xFEE0_0010 | index << 5, bytes(4)).fault
+    bench.messages()
+    return fault
+
+
+def test_stale_use_of_an_interrupt_entry(interrupts: Bench) -> None:
+    assert uses(interrupts) == []
+    interrupts.poke(IRT + 48, 0x32_0001)
+    interrupts.machine.advance_to(5)
+    assert raise_interrupt(interrupts) == 0
+    use = only(interrupts)
+    assert (use.cache, use.level) == (CacheId.INTERRUPT, TableLevel.INTERRUPT)
+    assert (use.entry, use.before, use.after) == (IRT + 48, IRTE, 0x32_0001)
+    assert use.owed is Owed.INTERRUPT
+    assert (use.request.address, use.request.requester) == (0xFEE0_0070, DEVICE)
+    assert (use.time, use.cached.fault, use.fresh.fault) == (5, 0, 0)
+
+
+def test_stale_use_of_an_interrupt_entry_that_is_gone(interrupts: Bench) -> None:
+    interrupts.poke(IRT + 48, 0)
+    assert raise_interrupt(interrupts) == 0
+    use = only(interrupts)
+    assert (use.cached.fault, use.fresh.fault) == (0, 0x22)
+
+
+def test_stale_use_of_the_upper_half_of_an_interrupt_entry(interrupts: Bench) -> None:
+    interrupts.poke(IRT + 56, 1 << 18 | 0x9999)
+    assert raise_interrupt(interrupts) == 0
+    use = only(interrupts)
+    assert (use.entry, use.before, use.after) == (IRT + 56, 0, 1 << 18 | 0x9999)
+    assert use.fresh.fault == 0x26
+
+
+@pytest.mark.parametrize("low", [IRTE, IRTE | 1 << 8, IRTE | 2])
+def test_stale_use_of_an_interrupt_entry_needs_a_difference(interrupts: Bench, low: int) -> None:
+    interrupts.poke(IRT + 48, low)
+    assert raise_interrupt(interrupts) == 0
+    assert uses(interrupts) == []
+
+
+def test_stale_use_of_an_interrupt_entry_after_its_invalidation_is_none(interrupts: Bench) -> None:
+    interrupts.poke(IRT + 48, 0x32_0001)
+    interrupts.enable_queue()
+    interrupts.submit(interrupt_descriptor(1, 3))
+    assert raise_interrupt(interrupts) == 0
+    assert uses(interrupts) == []
+
+
+def test_stale_use_of_interrupt_entries_is_watched_without_a_trace(interrupts: Bench) -> None:
+    """The second look counts no reads, fills nothing and fires no armed store."""
+    before = interrupts.unit.counters()
+    interrupts.machine.arm_store(IRT + 48, 0x1_0000, 1)
+    assert raise_interrupt(interrupts) == 0
+    after = interrupts.unit.counters()
+    assert after["iommu_mrds"] == before["iommu_mrds"]
+    assert after["int_cache_lookup"] == before["int_cache_lookup"] + 1
+    assert len(interrupts.unit.entries(CacheId.INTERRUPT)) == 1
+    assert interrupts.peek(0x1_0000) == 0
+    interrupts.enable_queue()
+    interrupts.submit(interrupt_descriptor())
+    assert raise_interrupt(interrupts) == 0
+    assert interrupts.peek(0x1_0000) == 1  # it was still armed for the unit's own read
 
 
 ROOT = Path(__file__).parents[2]

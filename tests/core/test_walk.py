@@ -227,7 +227,11 @@ def test_walk_page_size_must_be_supported(sizes: set[int], level: int, code: int
     bench = Bench(large_pages=frozenset(sizes))
     bench.attach().map(0x4000_0000, 0x8000_0000, level=level)
     bench.enable()
-    assert bench.fault(0x4000_0000) == code
+    result = bench.translate(0x4000_0000)
+    assert result.fault == code
+    if code:
+        assert result.cause is not None
+        assert result.cause.condition.endswith("page size not supported at this level")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +239,7 @@ def test_walk_page_size_must_be_supported(sizes: set[int], level: int, code: int
     [
         (1 << 39 | 0x20_0000 | RW, 1, "address above the host address width"),
         (0x20_1000 | RW | PS, 2, "large page not aligned"),
+        (0x40_1000 | RW | PS, 3, "large page not aligned"),
         (0x20_0000 | RW | SNP, 2, "SNP where it is reserved"),
         (0x20_0000 | RW | 1 << 62, 1, "bit 62 without SSIRWE"),
         (0x20_0000 | RW | PS, 4, "page size not supported at this level"),
