@@ -412,13 +412,13 @@ size_t iemu_unit_entries(struct iemu_unit *unit, uint32_t id, struct iemu_cache_
     for (size_t i = 0; i < lines; i++) {
         struct iemu_cache_entry *entry;
 
-        if (cache->tag[i].page == IEMU_NO_LINE || !iemu_line_live(cache, &cache->line[i]))
+        if (!iemu_tag_live(cache, &cache->tag[i]))
             continue;
         if (live++ >= count)
             continue;
         entry = &entries[live - 1];
         *entry = (struct iemu_cache_entry){
-            .filled = cache->line[i].born,
+            .filled = cache->tag[i].filled,
             .domain = cache->line[i].domain,
             .cache = (uint8_t)id,
         };

@@ -31,7 +31,6 @@ int iemu_cache_init(struct iemu_cache *cache, const struct iemu_geometry *geomet
     cache->replacement = geometry->replacement;
     /* xorshift64* must not start at 0. */
     cache->random = 0x9e3779b97f4a7c15ull ^ geometry->seed;
-    cache->generation = 1;
     return IEMU_OK;
 }
 
@@ -43,22 +42,37 @@ void iemu_cache_free(struct iemu_cache *cache)
     memset(cache, 0, sizeof(*cache));
 }
 
+static size_t line_count(const struct iemu_cache *cache)
+{
+    return ((size_t)cache->set_mask + 1) * cache->ways;
+}
+
 /* by_size counts what the last full invalidation has left; domains' dead lines still count. */
-static bool is_counted(const struct iemu_cache *cache, size_t at)
+static inline bool is_counted(const struct iemu_cache *cache, const struct iemu_tag *tag)
 {
-    return cache->tag[at].page != IEMU_NO_LINE && cache->line[at].stamp >= cache->stamp_all;
+    return tag->filled > cache->stamp_all;
 }
 
-static void forget(struct iemu_cache *cache, size_t at)
+static __attribute__((noinline)) void forget(struct iemu_cache *cache, struct iemu_tag *tag)
 {
-    unsigned shift = iemu_key_shift(cache->tag[at].page);
+    unsigned shift = iemu_key_shift(tag->page);
 
-    if (is_counted(cache, at) && !--cache->by_size[shift])
+    if (is_counted(cache, tag) && !--cache->by_size[shift])
         cache->sizes &= ~(1ull << shift);
-    cache->tag[at].page = IEMU_NO_LINE;
+    tag->page = IEMU_NO_LINE;
+    tag->filled = 0;
 }
 
-static uint32_t random_way(struct iemu_cache *cache)
+/* A way gets a page of another size, or its first one. */
+static __attribute__((noinline)) void change_size(struct iemu_cache *cache, struct iemu_tag *tag,
+                                                  unsigned shift)
+{
+    forget(cache, tag);
+    cache->by_size[shift]++;
+    cache->sizes |= 1ull << shift;
+}
+
+static __attribute__((noinline)) uint32_t random_way(struct iemu_cache *cache)
 {
     cache->random ^= cache->random >> 12;
     cache->random ^= cache->random << 25;
@@ -66,58 +80,61 @@ static uint32_t random_way(struct iemu_cache *cache)
     return (uint32_t)((cache->random * 0x2545f4914f6cdd1dull) >> 32) % cache->ways;
 }
 
-/* The same key first, then an empty or dead way, then the policy's choice. */
-static size_t victim(struct iemu_cache *cache, size_t first, uint64_t page, uint64_t who)
+/*
+ * The same key first, then an empty or dead way, then the policy's choice. Which way is oldest
+ * cannot be predicted, so it is computed without a branch.
+ */
+static inline struct iemu_tag *victim(struct iemu_cache *cache, struct iemu_tag *set, uint64_t page,
+                                      uint64_t who, bool fifo)
 {
-    size_t empty = SIZE_MAX, oldest = first;
+    struct iemu_tag *chosen = set;
+    uint64_t oldest = UINT64_MAX;
 
-    for (size_t at = first; at < first + cache->ways; at++) {
-        const struct iemu_line *line = &cache->line[at];
+    for (struct iemu_tag *tag = set, *end = set + cache->ways; tag < end; tag++) {
+        uint64_t age = fifo ? tag->filled : tag->used;
 
-        if (cache->tag[at].page == page && cache->tag[at].who == who)
-            return at;
-        if (cache->tag[at].page == IEMU_NO_LINE || !iemu_line_live(cache, line)) {
-            if (empty == SIZE_MAX)
-                empty = at;
-        } else if (cache->replacement == IEMU_LRU ? line->used < cache->line[oldest].used
-                                                  : line->born < cache->line[oldest].born) {
-            oldest = at;
-        }
+        if (iemu_unlikely(iemu_tag_is(tag, page, who)))
+            return tag;
+        if (!iemu_tag_live(cache, tag))
+            age = 0;
+        chosen = age < oldest ? tag : chosen;
+        oldest = age < oldest ? age : oldest;
     }
-    if (empty != SIZE_MAX)
-        return empty;
+    if (!oldest)
+        return chosen;
     cache->evictions++;
-    return cache->replacement == IEMU_RANDOM ? first + random_way(cache) : oldest;
+    return cache->replacement == IEMU_RANDOM ? set + random_way(cache) : chosen;
 }
 
 struct iemu_line *iemu_cache_fill(struct iemu_cache *cache, uint64_t page, uint64_t who,
                                   uint32_t index, uint32_t domain)
 {
-    size_t at = victim(cache, (size_t)(index & cache->set_mask) * cache->ways, page, who);
-    unsigned shift = iemu_key_shift(page);
-    struct iemu_line *line = &cache->line[at];
+    struct iemu_tag *set = iemu_cache_set(cache, index);
+    struct iemu_tag *tag = cache->replacement == IEMU_FIFO ? victim(cache, set, page, who, true)
+                                                           : victim(cache, set, page, who, false);
+    struct iemu_line *line = iemu_cache_line(cache, tag);
 
-    forget(cache, at);
-    cache->by_size[shift]++;
-    cache->sizes |= 1ull << shift;
-    cache->tag[at] = (struct iemu_tag){.page = page, .who = who};
+    if (iemu_unlikely(!is_counted(cache, tag) || iemu_key_shift(tag->page ^ page)))
+        change_size(cache, tag, iemu_key_shift(page));
     cache->fills++;
-    line->born = line->used = ++cache->tick;
-    line->stamp = cache->generation;
+    tag->page = page;
+    tag->who = who | (uint64_t)domain << IEMU_WHO_BITS;
+    tag->filled = ++cache->generation;
+    tag->used = ++cache->tick;
     line->domain = domain;
     return line;
 }
 
 void iemu_cache_drop_all(struct iemu_cache *cache)
 {
-    cache->stamp_all = ++cache->generation;
+    cache->stamp_all = cache->stamp_wide = ++cache->generation;
     cache->sizes = 0;
     memset(cache->by_size, 0, sizeof(cache->by_size));
 }
 
 void iemu_cache_drop_domain(struct iemu_cache *cache, uint32_t domain)
 {
-    cache->stamp_domain[domain] = ++cache->generation;
+    cache->stamp_domain[domain] = cache->stamp_wide = ++cache->generation;
 }
 
 /* Whether the page of `key` shares a byte with [first, last]. */
@@ -129,47 +146,64 @@ static bool covers(uint64_t key, uint64_t first, uint64_t last)
     return start <= last && (start | ((1ull << shift) - 1)) >= first;
 }
 
-static void drop_in_set(struct iemu_cache *cache, uint32_t index, uint32_t domain, uint64_t first,
-                        uint64_t last)
+static void sweep(struct iemu_cache *cache, uint32_t domain, uint64_t first, uint64_t last)
 {
-    size_t at = (size_t)(index & cache->set_mask) * cache->ways;
-
-    for (size_t end = at + cache->ways; at < end; at++) {
-        if (cache->tag[at].page != IEMU_NO_LINE && cache->line[at].domain == domain &&
-            covers(cache->tag[at].page, first, last))
-            forget(cache, at);
+    for (struct iemu_tag *tag = cache->tag, *end = tag + line_count(cache); tag < end; tag++) {
+        if (tag->page != IEMU_NO_LINE && iemu_tag_domain(tag) == domain &&
+            covers(tag->page, first, last))
+            forget(cache, tag);
     }
 }
 
-void iemu_cache_drop_range(struct iemu_cache *cache, uint32_t domain, uint64_t first,
-                           uint64_t last)
+static inline void drop_page(struct iemu_cache *cache, uint32_t domain, uint64_t number,
+                             unsigned shift)
 {
-    uint64_t all_sets = (uint64_t)cache->set_mask + 1;
+    uint64_t page = number << shift | shift;
+    struct iemu_tag *tag = iemu_cache_set(cache, (uint32_t)number);
 
+    for (const struct iemu_tag *end = tag + cache->ways; tag < end; tag++) {
+        if (iemu_unlikely(tag->page == page) && iemu_tag_domain(tag) == domain)
+            forget(cache, tag);
+    }
+}
+
+/* The same for several pages of a size; true if it has looked at every size at once. */
+static __attribute__((noinline)) bool drop_pages(struct iemu_cache *cache, uint32_t domain,
+                                                 uint64_t first, uint64_t last, unsigned shift)
+{
+    uint64_t number = first >> shift, more = (last >> shift) - number;
+
+    if (more >= cache->set_mask) {
+        sweep(cache, domain, first, last);
+        return true;
+    }
+    do
+        drop_page(cache, domain, number++, shift);
+    while (more--);
+    return false;
+}
+
+void iemu_cache_drop_range(struct iemu_cache *cache, uint32_t domain, uint64_t first, uint64_t last)
+{
     for (uint64_t sizes = cache->sizes; sizes; sizes &= sizes - 1) {
         unsigned shift = (unsigned)__builtin_ctzll(sizes);
-        uint64_t probes = (last >> shift) - (first >> shift);
 
-        if (probes >= all_sets - 1) {
-            /* A sweep looks at every size at once. */
-            for (uint32_t set = 0; set <= cache->set_mask; set++)
-                drop_in_set(cache, set, domain, first, last);
+        if (iemu_likely(!((first ^ last) >> shift)))
+            drop_page(cache, domain, first >> shift, shift);
+        else if (drop_pages(cache, domain, first, last, shift))
             return;
-        }
-        for (uint64_t page = first >> shift; page <= last >> shift; page++)
-            drop_in_set(cache, (uint32_t)page, domain, first, last);
     }
 }
 
 static void drop_keys_in_set(struct iemu_cache *cache, uint32_t index, uint64_t who,
                              uint64_t ignored, const uint32_t *domain)
 {
-    size_t at = (size_t)(index & cache->set_mask) * cache->ways;
+    struct iemu_tag *tag = iemu_cache_set(cache, index);
 
-    for (size_t end = at + cache->ways; at < end; at++) {
-        if (cache->tag[at].page != IEMU_NO_LINE && !((cache->tag[at].who ^ who) & ~ignored) &&
-            (!domain || cache->line[at].domain == *domain))
-            forget(cache, at);
+    for (struct iemu_tag *end = tag + cache->ways; tag < end; tag++) {
+        if (tag->page != IEMU_NO_LINE && !((iemu_tag_who(tag) ^ who) & ~ignored) &&
+            (!domain || iemu_tag_domain(tag) == *domain))
+            forget(cache, tag);
     }
 }
 

@@ -4,8 +4,8 @@
  * own keys.
  *
  * A key is (page, who): page = input address rounded down to the page, with log2 of the page's
- * size in its low bits; who = requester and PASID, or domain. Lines of several page sizes live
- * in one cache; a lookup probes each size that is present.
+ * size in its low bits; who = requester and PASID, or domain, 48 bits. Lines of several page
+ * sizes live in one cache; a lookup probes each size that is present.
  *
  * Wide invalidations (all, one domain) are stamps compared on lookup, so their cost does not
  * depend on what is cached. Ranges probe the sets, or sweep where that is cheaper.
@@ -15,31 +15,34 @@
 
 #include "memory.h"
 
-#define IEMU_DOMAINS 65536u
-#define IEMU_NO_LINE UINT64_MAX /* never a key: shift 63 leaves bits 62:6 clear */
+#define IEMU_DOMAINS  65536u
+#define IEMU_NO_LINE  UINT64_MAX /* never a key: shift 63 leaves bits 62:6 clear */
+#define IEMU_WHO_BITS 48u
 
+/* What lookup, replacement and invalidation look at: two ways share a host's cache line. */
 struct iemu_tag {
     uint64_t page;
-    uint64_t who;
+    uint64_t who;    /* of the key in its low 48 bits; what domain invalidations match above */
+    uint64_t filled; /* order among fills and wide invalidations; 0: empty */
+    uint64_t used;   /* order of the last hit */
 };
 
+/* What it answers; the meaning of value and flags is the owner's. */
 struct iemu_line {
-    uint64_t stamp;    /* generation at fill; valid if not older than any covering stamp */
-    uint64_t born;     /* order of filling */
-    uint64_t used;     /* order of the last hit */
-    uint64_t value[4]; /* meaning is the owner's */
-    uint32_t domain;   /* what domain invalidations match */
-    uint32_t flags;    /* meaning is the owner's */
+    uint32_t domain;
+    uint32_t flags;
+    uint64_t value[4];
 };
 
 struct iemu_cache {
     struct iemu_tag *tag;
     struct iemu_line *line;
-    uint64_t sizes;        /* bit s: lines of page shift s may be present */
-    uint64_t stamp_all;    /* generation of the last full invalidation */
+    uint64_t sizes;         /* bit s: lines of page shift s may be present */
+    uint64_t stamp_wide;    /* generation of the last wide invalidation, whatever its scope */
+    uint64_t stamp_all;     /* generation of the last full invalidation */
     uint64_t *stamp_domain; /* the same by domain */
-    uint64_t generation;
-    uint64_t tick; /* fills + hits */
+    uint64_t generation;    /* fills and wide invalidations so far */
+    uint64_t tick;          /* fills + hits */
     uint64_t fills;
     uint64_t misses;
     uint64_t evictions;
@@ -75,26 +78,85 @@ static inline uint64_t iemu_cache_hits(const struct iemu_cache *cache)
     return cache->tick - cache->fills;
 }
 
-static inline bool iemu_line_live(const struct iemu_cache *cache, const struct iemu_line *line)
+static inline uint64_t iemu_tag_who(const struct iemu_tag *tag)
 {
-    return line->stamp >= cache->stamp_all && line->stamp >= cache->stamp_domain[line->domain];
+    return tag->who & ((1ull << IEMU_WHO_BITS) - 1);
 }
 
-/* Probes one set for an exact key. No statistics. */
-static inline struct iemu_line *iemu_cache_probe(struct iemu_cache *cache, uint64_t page,
-                                                 uint64_t who, uint32_t index)
+static inline bool iemu_tag_is(const struct iemu_tag *tag, uint64_t page, uint64_t who)
 {
-    size_t first = (size_t)(index & cache->set_mask) * cache->ways;
-    const struct iemu_tag *tag = &cache->tag[first];
+    return tag->page == page && !((tag->who ^ who) << (64 - IEMU_WHO_BITS));
+}
 
-    for (uint32_t way = 0; way < cache->ways; way++) {
-        if (tag[way].page == page && tag[way].who == who) {
-            struct iemu_line *line = &cache->line[first + way];
+static inline uint32_t iemu_tag_domain(const struct iemu_tag *tag)
+{
+    return (uint32_t)(tag->who >> IEMU_WHO_BITS);
+}
 
-            return iemu_likely(iemu_line_live(cache, line)) ? line : NULL;
-        }
+/* Filled, and after every wide invalidation that covers it. */
+static inline bool iemu_tag_live(const struct iemu_cache *cache, const struct iemu_tag *tag)
+{
+    return iemu_likely(tag->filled > cache->stamp_wide) ||
+           (tag->filled > cache->stamp_all &&
+            tag->filled > cache->stamp_domain[iemu_tag_domain(tag)]);
+}
+
+static inline struct iemu_tag *iemu_cache_set(const struct iemu_cache *cache, uint32_t index)
+{
+    return &cache->tag[(size_t)(index & cache->set_mask) * cache->ways];
+}
+
+/* Looks in one set for an exact key; NULL if no live line has it. No statistics. */
+static inline struct iemu_tag *iemu_cache_tag(const struct iemu_cache *cache, uint64_t page,
+                                              uint64_t who, uint32_t index)
+{
+    struct iemu_tag *tag = iemu_cache_set(cache, index);
+
+    for (const struct iemu_tag *end = tag + cache->ways; tag < end; tag++) {
+        if (iemu_tag_is(tag, page, who))
+            return iemu_likely(iemu_tag_live(cache, tag)) ? tag : NULL;
     }
     return NULL;
+}
+
+static inline struct iemu_line *iemu_cache_line(const struct iemu_cache *cache,
+                                                const struct iemu_tag *tag)
+{
+    return &cache->line[tag - cache->tag];
+}
+
+/* Counts a hit and returns its line. */
+static inline struct iemu_line *iemu_cache_use(struct iemu_cache *cache, struct iemu_tag *tag)
+{
+    tag->used = ++cache->tick;
+    return iemu_cache_line(cache, tag);
+}
+
+/* The line with an exact key, or NULL. No statistics. */
+static inline struct iemu_line *iemu_cache_probe(const struct iemu_cache *cache, uint64_t page,
+                                                 uint64_t who, uint32_t index)
+{
+    const struct iemu_tag *tag = iemu_cache_tag(cache, page, who, index);
+
+    return tag ? iemu_cache_line(cache, tag) : NULL;
+}
+
+/* The same; counts a hit or a miss. */
+static inline struct iemu_line *iemu_cache_lookup(struct iemu_cache *cache, uint64_t page,
+                                                  uint64_t who, uint32_t index)
+{
+    struct iemu_tag *tag = iemu_cache_tag(cache, page, who, index);
+
+    if (iemu_likely(tag != NULL))
+        return iemu_cache_use(cache, tag);
+    cache->misses++;
+    return NULL;
+}
+
+/* `page` above the page size, `address` below it; shift < 64. */
+static inline uint64_t iemu_page_join(uint64_t page, uint64_t address, unsigned shift)
+{
+    return address ^ ((address ^ page) >> shift << shift);
 }
 
 static inline uint64_t iemu_page_key(uint64_t address, unsigned shift)
@@ -118,13 +180,12 @@ static inline struct iemu_line *iemu_cache_find(struct iemu_cache *cache, uint64
 {
     for (uint64_t sizes = cache->sizes; sizes; sizes &= sizes - 1) {
         unsigned s = (unsigned)__builtin_ctzll(sizes);
-        struct iemu_line *line = iemu_cache_probe(cache, iemu_page_key(address, s), who,
-                                                  iemu_page_index(address, s));
+        struct iemu_tag *tag =
+            iemu_cache_tag(cache, iemu_page_key(address, s), who, iemu_page_index(address, s));
 
-        if (iemu_likely(line != NULL)) {
-            line->used = ++cache->tick;
+        if (iemu_likely(tag != NULL)) {
             *shift = s;
-            return line;
+            return iemu_cache_use(cache, tag);
         }
     }
     cache->misses++;

@@ -37,7 +37,7 @@ void iemu_describe_line(const struct iemu_unit *unit, uint32_t cache, const stru
     bool by_requester = cache == IEMU_CACHE_CONTEXT ||
                         (cache == IEMU_CACHE_IOTLB && unit->iotlb_lookup == IEMU_BY_REQUESTER);
 
-    entry->requester = by_requester ? (uint16_t)tag->who : 0;
+    entry->requester = by_requester ? (uint16_t)iemu_tag_who(tag) : 0;
     if (cache == IEMU_CACHE_CONTEXT) {
         entry->output = line->value[0];
         entry->negative = !!(line->flags & IEMU_LEAF_NEGATIVE);

@@ -87,6 +87,12 @@ void iemu_dma_free(struct iemu_machine *machine);
 void iemu_dma_resume(struct iemu_machine *machine);
 int iemu_dma_answer(struct iemu_machine *machine, uint32_t token, const void *data, size_t size);
 
+/* Whether any transaction is in either stage. */
+static inline bool iemu_dma_in_flight(const struct iemu_machine *machine)
+{
+    return machine->transactions_free != machine->transactions;
+}
+
 /* What a drain must land before it is over (VT-d 7.7). */
 struct iemu_drain {
     struct iemu_unit *unit;

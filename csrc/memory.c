@@ -205,15 +205,20 @@ void iemu_memory_fire(struct iemu_memory *memory, uint64_t granule, uint64_t byt
 /* 16 bytes in one aligned load: atomic on every x86-64 that has AVX. */
 typedef uint64_t pair __attribute__((vector_size(16), may_alias));
 
+static inline void load_pair(const uint8_t *host, uint64_t *out)
+{
+    pair both = *(const volatile pair *)host;
+
+    out[0] = both[0];
+    out[1] = both[1];
+}
+
 static void load_granule(const uint8_t *host, uint64_t *out, unsigned words)
 {
     if (words == 1) {
         out[0] = __atomic_load_n((const uint64_t *)host, __ATOMIC_RELAXED);
     } else if (words == 2) {
-        pair both = *(const volatile pair *)host;
-
-        out[0] = both[0];
-        out[1] = both[1];
+        load_pair(host, out);
     } else {
         /* No 256-bit access is atomic towards another CPU: read until two reads agree. */
         uint64_t again[4];
@@ -236,8 +241,12 @@ bool iemu_fetch_entry(struct iemu_memory *memory, uint64_t address, uint64_t *en
     const uint8_t *host = iemu_memory_ram(memory, address, 8ull * words);
     unsigned step = granule_words < words ? granule_words : words;
 
-    if (!host)
+    if (iemu_unlikely(!host))
         return false;
+    if (iemu_likely(words == 2 && step == 2 && !memory->armed_count)) {
+        load_pair(host, entry); /* context entries and descriptors */
+        return true;
+    }
     for (unsigned word = 0; word < words; word += step) {
         load_granule(host + 8 * word, entry + word, step);
         if (iemu_unlikely(memory->armed_count))

@@ -1,6 +1,12 @@
 #include "queue.h"
 
-static bool advance(struct iemu_queue *queue)
+static bool has_work(const struct iemu_queue *queue)
+{
+    return queue->in_progress || queue->ops->waits(queue->unit);
+}
+
+/* With work there: one state further. False: stalled. */
+static inline __attribute__((always_inline)) bool advance(struct iemu_queue *queue)
 {
     struct iemu_unit *unit = queue->unit;
 
@@ -9,10 +15,8 @@ static bool advance(struct iemu_queue *queue)
         if (queue->stalled)
             return false;
         queue->in_progress = false;
-    } else if (queue->ops->waits(unit)) {
-        queue->in_progress = queue->ops->fetch(unit, queue->command);
     } else {
-        return false;
+        queue->in_progress = queue->ops->fetch(unit, queue->command);
     }
     if (!queue->in_progress)
         queue->ops->settle(unit);
@@ -25,6 +29,8 @@ static uint64_t latency(const struct iemu_queue *queue)
 
     if (!queue->in_progress)
         return timing->command;
+    if (timing->wait == timing->invalidation)
+        return timing->wait;
     return queue->ops->is_wait(queue->command) ? timing->wait : timing->invalidation;
 }
 
@@ -36,7 +42,7 @@ void iemu_queue_run(struct iemu_queue *queue)
         iemu_clock_cancel(clock, &queue->event);
     if (queue->unit->timing.manual || queue->event.slot)
         return;
-    while (iemu_queue_state(queue) != IEMU_INVALIDATION_IDLE) {
+    while (has_work(queue)) {
         uint64_t wait = queue->stalled ? 0 : latency(queue);
 
         if (wait) {
@@ -51,7 +57,7 @@ void iemu_queue_run(struct iemu_queue *queue)
 bool iemu_queue_step(struct iemu_queue *queue)
 {
     iemu_clock_cancel(&queue->unit->machine->clock, &queue->event);
-    if (!advance(queue))
+    if (!has_work(queue) || !advance(queue))
         return false;
     iemu_queue_run(queue);
     return true;

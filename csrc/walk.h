@@ -74,8 +74,9 @@ static inline __attribute__((always_inline)) bool iemu_walk(struct iemu_walk *w,
         }
     }
     for (;;) {
-        uint64_t entry;
+        struct iemu_decoded d;
         struct iemu_line *line;
+        uint64_t entry;
 
         shift = iemu_level_shift(level);
         w->entry_address = table + 8 * (w->address >> shift & 0x1ff);
@@ -85,14 +86,14 @@ static inline __attribute__((always_inline)) bool iemu_walk(struct iemu_walk *w,
             return false;
         }
         iemu_trail_add(w->trail, (uint8_t)level, w->entry_address, &entry, 1);
-        w->leaf = decode(unit, entry, level, w->address);
-        if (iemu_unlikely(w->leaf.kind == IEMU_ENTRY_FAULT))
-            return false;
-        w->permissions &= w->leaf.permissions;
-        if (w->leaf.kind == IEMU_ENTRY_LEAF)
-            return true;
-        table = w->leaf.address;
-        level = w->leaf.next_level;
+        d = decode(unit, entry, level, w->address);
+        w->permissions &= d.permissions;
+        if (d.kind != IEMU_ENTRY_TABLE) {
+            w->leaf = d;
+            return d.kind == IEMU_ENTRY_LEAF;
+        }
+        table = d.address;
+        level = d.next_level;
         w->at_root = false;
         if (!w->use_caches)
             continue;

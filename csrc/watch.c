@@ -38,34 +38,29 @@ void iemu_watch_stop(struct iemu_unit *unit)
     unit->watch = NULL;
 }
 
-void iemu_trail_add(struct iemu_trail *trail, uint8_t level, uint64_t entry,
-                    const uint64_t *value, unsigned words)
+void iemu_trail_append(struct iemu_trail *trail, uint8_t level, uint64_t entry,
+                       const uint64_t *value, unsigned words)
 {
     struct iemu_trail_step *step;
 
-    if (!trail || trail->count == IEMU_TRAIL_STEPS)
+    if (trail->count == IEMU_TRAIL_STEPS)
         return;
     step = &trail->step[trail->count++];
     *step = (struct iemu_trail_step){.entry = entry, .level = level};
     memcpy(step->value, value, words * sizeof(*value));
 }
 
-void iemu_trail_fill(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
-                     const struct iemu_trail *trail)
+void iemu_trail_store(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
+                      const struct iemu_trail *trail)
 {
-    if (!trail)
-        return;
     unit->watch->trail[cache][line - unit->cache[cache].line] = *trail;
 }
 
-void iemu_trail_hit(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
-                    struct iemu_trail *trail, unsigned keep)
+void iemu_trail_recall(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
+                       struct iemu_trail *trail, unsigned keep)
 {
-    const struct iemu_trail *stored;
-
-    if (!trail)
-        return;
-    stored = &unit->watch->trail[cache][line - unit->cache[cache].line];
+    const struct iemu_trail *stored =
+        &unit->watch->trail[cache][line - unit->cache[cache].line];
     trail->cached = true;
     trail->cache = (uint8_t)cache;
     trail->count = (uint8_t)keep;

@@ -38,15 +38,37 @@ struct iemu_unit;
 int iemu_watch_start(struct iemu_unit *unit);
 void iemu_watch_stop(struct iemu_unit *unit);
 
-/* All of these take a NULL trail (detector off) and do nothing. */
-void iemu_trail_add(struct iemu_trail *trail, uint8_t level, uint64_t entry,
-                    const uint64_t *value, unsigned words);
+void iemu_trail_append(struct iemu_trail *trail, uint8_t level, uint64_t entry,
+                       const uint64_t *value, unsigned words);
+void iemu_trail_store(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
+                      const struct iemu_trail *trail);
+void iemu_trail_recall(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
+                       struct iemu_trail *trail, unsigned keep);
+
+/* With the detector off the trail is NULL and these do nothing. */
+static inline void iemu_trail_add(struct iemu_trail *trail, uint8_t level, uint64_t entry,
+                                  const uint64_t *value, unsigned words)
+{
+    if (iemu_unlikely(trail != NULL))
+        iemu_trail_append(trail, level, entry, value, words);
+}
+
 /* The answer so far is about to be cached in `line`. */
-void iemu_trail_fill(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
-                     const struct iemu_trail *trail);
+static inline void iemu_trail_fill(struct iemu_unit *unit, uint32_t cache,
+                                   const struct iemu_line *line, const struct iemu_trail *trail)
+{
+    if (iemu_unlikely(trail != NULL))
+        iemu_trail_store(unit, cache, line, trail);
+}
+
 /* `line` answers from here on: its trail replaces what follows the first `keep` steps. */
-void iemu_trail_hit(struct iemu_unit *unit, uint32_t cache, const struct iemu_line *line,
-                    struct iemu_trail *trail, unsigned keep);
+static inline void iemu_trail_hit(struct iemu_unit *unit, uint32_t cache,
+                                  const struct iemu_line *line, struct iemu_trail *trail,
+                                  unsigned keep)
+{
+    if (iemu_unlikely(trail != NULL))
+        iemu_trail_recall(unit, cache, line, trail, keep);
+}
 
 /*
  * Reports a stale use if `cached` and `fresh` differ in what the device sees. `owed` tells, for

@@ -82,12 +82,9 @@ uint32_t amdvi_find_dte(struct iemu_amdvi *a, uint16_t requester, struct amdvi_p
 
     if (!p->use_caches)
         return read_dte(a, requester, p, dte);
-    line = iemu_cache_probe(cache, 0, requester, requester);
-    if (!line) {
-        cache->misses++;
+    line = iemu_cache_lookup(cache, 0, requester, requester);
+    if (!line)
         return read_dte(a, requester, p, dte);
-    }
-    line->used = ++cache->tick;
     iemu_trail_hit(&a->unit, IEMU_CACHE_CONTEXT, line, p->trail, 0);
     for (unsigned word = 0; word < 4; word++)
         dte->word[word] = line->value[word];

@@ -55,14 +55,12 @@ static uint32_t find_entry(struct iemu_amdvi *a, uint16_t requester, const struc
     bool use_cache = !amdvi_control(a, AMDVI_MASK(Control, IRTCacheDis));
     uint64_t who = (uint64_t)requester << 16 | index, pair;
     uint64_t address = DTE_INTTABROOT(dte) + 4ull * index;
-    struct iemu_line *line = use_cache ? iemu_cache_probe(cache, 0, who, (uint32_t)who) : NULL;
+    struct iemu_line *line = use_cache ? iemu_cache_lookup(cache, 0, who, (uint32_t)who) : NULL;
 
     if (line) {
-        line->used = ++cache->tick;
         *irte = (uint32_t)line->value[0];
         return AMDVI_DIAG_NONE;
     }
-    cache->misses += use_cache;
     a->statistics.memory_reads++;
     if (!iemu_fetch64(&a->unit.machine->memory, address & ~7ull, &pair)) {
         p->address = address;

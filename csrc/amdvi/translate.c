@@ -353,7 +353,7 @@ static void amdvi_translate(struct iemu_unit *unit, const struct iemu_request *r
 
     if (iemu_likely(a->quick && !(request->at | (request->flags & IEMU_HAS_PASID)) &&
                     !is_special(request->address)) &&
-        iemu_likely(iemu_iotlb_hit(unit, request, result)))
+        iemu_likely(iemu_iotlb_hit(unit, request, result) == IEMU_HIT))
         return;
     long_way(a, request, result);
 }

@@ -216,8 +216,8 @@ static void describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_t
         iemu_describe_line(unit, cache, tag, line, entry);
         return;
     }
-    entry->requester = (uint16_t)(tag->who >> 16);
-    entry->address = tag->who & 0xffff; /* interrupt index */
+    entry->requester = (uint16_t)(iemu_tag_who(tag) >> 16);
+    entry->address = iemu_tag_who(tag) & 0xffff; /* interrupt index */
     entry->output = line->value[0];
 }
 

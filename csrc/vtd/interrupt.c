@@ -87,16 +87,11 @@ static uint32_t read_entry(struct iemu_vtd *v, struct remapping *r)
 static uint32_t find_entry(struct iemu_vtd *v, struct remapping *r)
 {
     struct iemu_cache *cache = &v->unit.cache[IEMU_CACHE_INTERRUPT];
-    struct iemu_line *line = NULL;
+    const struct iemu_line *line =
+        r->use_caches ? iemu_cache_lookup(cache, 0, r->index, r->index) : NULL;
 
-    if (r->use_caches) {
-        line = iemu_cache_probe(cache, 0, r->index, r->index);
-        if (!line)
-            cache->misses++;
-    }
     if (!line)
         return read_entry(v, r);
-    line->used = ++cache->tick;
     r->cached = true;
     r->entry = (struct irte){line->value[0], line->value[1]};
     return VTD_DIAG_NONE;

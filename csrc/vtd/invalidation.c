@@ -47,14 +47,9 @@ struct iotlb_command {
     bool drain_writes;
 };
 
-/* False: the drain is not over yet, and nothing was dropped. */
-static bool invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
+/* Lands what the command asks to drain; false: that is not over yet. */
+static bool drain(struct iemu_vtd *v, const struct iotlb_command *c, uint64_t first, uint64_t last)
 {
-    struct iemu_cache *iotlb = &v->unit.cache[IEMU_CACHE_IOTLB];
-    struct iemu_cache *paging = &v->unit.cache[IEMU_CACHE_PAGING];
-    uint64_t pages = iemu_low_mask(12 + c->mask);
-    /* Address bits above MGAW are ignored, as are the low AM bits (7.2). */
-    uint64_t first = c->address & iemu_low_mask(v->guest_width) & ~pages;
     struct iemu_drain drain = {
         .unit = &v->unit,
         .last = UINT64_MAX,
@@ -67,9 +62,21 @@ static bool invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
 
     if (c->granularity == SELECTIVE) {
         drain.first = first;
-        drain.last = first | pages;
+        drain.last = last;
     }
-    if ((drain.reads || drain.writes) && !iemu_dma_drain(v->unit.machine, &drain))
+    return !(drain.reads || drain.writes) || iemu_dma_drain(v->unit.machine, &drain);
+}
+
+/* False: the drain is not over yet, and nothing was dropped. */
+static bool invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
+{
+    struct iemu_cache *iotlb = &v->unit.cache[IEMU_CACHE_IOTLB];
+    struct iemu_cache *paging = &v->unit.cache[IEMU_CACHE_PAGING];
+    uint64_t pages = iemu_low_mask(12 + c->mask);
+    /* Address bits above MGAW are ignored, as are the low AM bits (7.2). */
+    uint64_t first = c->address & iemu_low_mask(v->guest_width) & ~pages;
+
+    if (iemu_dma_in_flight(v->unit.machine) && !drain(v, c, first, first | pages))
         return false;
     if (c->granularity == GLOBAL) {
         iemu_cache_drop_all(iotlb);
@@ -233,7 +240,7 @@ static bool descriptor_waits(const struct iemu_unit *unit)
 
     return vtd_status(v, VTD_MASK(GSTS, QIES)) &&
            !(iemu_reg32(regs, VTD_FSTS_AT) & (VTD_MASK(FSTS, IQE) | VTD_MASK(FSTS, ITE))) &&
-           iemu_reg64(regs, VTD_IQH_AT) != iemu_reg64(regs, VTD_IQT_AT);
+           iemu_reg32(regs, VTD_IQH_AT) != iemu_reg32(regs, VTD_IQT_AT);
 }
 
 static void queue_error(struct iemu_vtd *v, enum vtd_iqei reason)
@@ -399,7 +406,8 @@ static const struct iemu_queue_ops queue_ops = {
 
 void vtd_invalidation_run(struct iemu_vtd *v)
 {
-    iemu_queue_run(&v->registers);
+    if (v->commands)
+        iemu_queue_run(&v->registers);
     iemu_queue_run(&v->queue);
     close_if_drained(&v->unit);
 }

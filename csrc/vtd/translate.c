@@ -3,7 +3,13 @@
  * A hit is one probe of the IOTLB; everything else is the long way.
  */
 #include "../hit.h"
-#include "vtd.h"
+#include "walk.h"
+
+/*
+ * The way of a miss is one function, so that its state stays in registers: its parts are always
+ * inlined.
+ */
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* What the long way knows about one request beside request and result. */
 struct passage {
@@ -89,9 +95,9 @@ static uint32_t check_context(const struct iemu_vtd *v, const struct context *c)
 }
 
 /* CM=1 may cache what is not present or faulty: domain 0 in legacy mode (9.5). */
-static void cache_bad_context(struct iemu_vtd *v, const struct iemu_request *request,
-                              const struct passage *p, uint64_t low, uint64_t high,
-                              uint32_t diagnostic)
+ALWAYS_INLINE void cache_bad_context(struct iemu_vtd *v, const struct iemu_request *request,
+                                     const struct passage *p, uint64_t low, uint64_t high,
+                                     uint32_t diagnostic)
 {
     struct iemu_line *line;
 
@@ -106,8 +112,8 @@ static void cache_bad_context(struct iemu_vtd *v, const struct iemu_request *req
     iemu_trail_fill(&v->unit, IEMU_CACHE_CONTEXT, line, p->trail);
 }
 
-static uint32_t read_context(struct iemu_vtd *v, const struct iemu_request *request,
-                             struct passage *p, struct context *c)
+ALWAYS_INLINE uint32_t read_context(struct iemu_vtd *v, const struct iemu_request *request,
+                                    struct passage *p, struct context *c)
 {
     struct iemu_memory *memory = &v->unit.machine->memory;
     uint64_t root_address = (v->root & ENTRY_POINTER) + 16 * (request->requester >> 8);
@@ -150,20 +156,17 @@ static uint32_t read_context(struct iemu_vtd *v, const struct iemu_request *requ
     return VTD_DIAG_NONE;
 }
 
-static uint32_t find_context(struct iemu_vtd *v, const struct iemu_request *request,
-                             struct passage *p, struct context *c)
+ALWAYS_INLINE uint32_t find_context(struct iemu_vtd *v, const struct iemu_request *request,
+                                    struct passage *p, struct context *c)
 {
     struct iemu_cache *cache = &v->unit.cache[IEMU_CACHE_CONTEXT];
     struct iemu_line *line;
 
     if (!p->use_caches)
         return read_context(v, request, p, c);
-    line = iemu_cache_probe(cache, 0, request->requester, request->requester);
-    if (!line) {
-        cache->misses++;
+    line = iemu_cache_lookup(cache, 0, request->requester, request->requester);
+    if (iemu_unlikely(!line))
         return read_context(v, request, p, c);
-    }
-    line->used = ++cache->tick;
     iemu_trail_hit(&v->unit, IEMU_CACHE_CONTEXT, line, p->trail, 0);
     c->low = line->value[0];
     c->high = line->value[1];
@@ -174,9 +177,12 @@ static uint32_t find_context(struct iemu_vtd *v, const struct iemu_request *requ
 /* ---- permissions and the answer --------------------------------------------------------------- */
 
 /* LGN.2 before LGN.3 for an AtomicOp that lacks both (unconfirmed in 8.3). */
-static uint32_t missing_permission(const struct iemu_vtd *v, const struct iemu_request *request,
-                                   unsigned permissions, bool present)
+ALWAYS_INLINE uint32_t missing_permission(const struct iemu_vtd *v,
+                                          const struct iemu_request *request, unsigned permissions,
+                                          bool present)
 {
+    if (iemu_likely(!(request->access & ~permissions)))
+        return VTD_DIAG_NONE;
     if (request->access & IEMU_WRITE & ~permissions)
         return present ? VTD_DIAG_LGN_2_PERMISSION : VTD_DIAG_LGN_2_NOT_PRESENT;
     if (request->access & IEMU_READ & ~permissions) {
@@ -190,12 +196,12 @@ static uint32_t missing_permission(const struct iemu_vtd *v, const struct iemu_r
 }
 
 /* The answer that an IOTLB line, or a walk's leaf in the same form, gives. */
-static uint32_t answer(const struct iemu_vtd *v, const struct iemu_request *request, uint64_t leaf,
-                       unsigned shift, struct iemu_result *result)
+ALWAYS_INLINE uint32_t answer(const struct iemu_vtd *v, const struct iemu_request *request,
+                              uint64_t leaf, unsigned shift, struct iemu_result *result)
 {
     uint32_t diagnostic;
 
-    result->address = (leaf & ~iemu_low_mask(shift)) | (request->address & iemu_low_mask(shift));
+    result->address = iemu_page_join(leaf, request->address, shift);
     result->permissions = leaf & IEMU_LEAF_PERMISSIONS;
     result->page_shift = (uint8_t)shift;
     result->attributes = leaf & IEMU_LEAF_SNOOP ? IEMU_SNOOP : 0;
@@ -212,46 +218,49 @@ static uint32_t answer(const struct iemu_vtd *v, const struct iemu_request *requ
  * A large page that shares bytes with the interrupt range is used as the 4 KiB fragment that the
  * request is in (9.6 allows fragments): so a hit need not check its output.
  */
-static void fragment(const struct iemu_request *request, uint64_t *leaf, unsigned *shift)
+ALWAYS_INLINE void fragment(const struct iemu_request *request, uint64_t *leaf, unsigned *shift)
 {
-    uint64_t first = *leaf & ~iemu_low_mask(*shift), last = first | iemu_low_mask(*shift);
+    uint64_t first, last;
 
-    if (*shift == 12 || first >= IEMU_INTERRUPT_BASE + IEMU_INTERRUPT_SIZE ||
-        last < IEMU_INTERRUPT_BASE)
+    if (iemu_likely(*shift == 12))
+        return;
+    first = *leaf & ~iemu_low_mask(*shift);
+    last = first | iemu_low_mask(*shift);
+    if (first >= IEMU_INTERRUPT_BASE + IEMU_INTERRUPT_SIZE || last < IEMU_INTERRUPT_BASE)
         return;
     *leaf |= request->address & iemu_low_mask(*shift) & ~0xfffull;
     *shift = 12;
 }
 
-static void fill_iotlb(struct iemu_vtd *v, const struct iemu_request *request,
-                       const struct passage *p, uint64_t who, uint32_t domain, uint64_t leaf,
-                       unsigned shift, uint32_t diagnostic, uint32_t flags)
+ALWAYS_INLINE void fill_iotlb(struct iemu_vtd *v, const struct iemu_request *request,
+                              const struct passage *p, uint64_t who, uint32_t domain, uint64_t leaf,
+                              unsigned shift, uint32_t diagnostic, uint32_t flags)
 {
     struct iemu_line *line;
 
     if (!p->use_caches)
         return;
-    line = iemu_cache_fill(&v->unit.cache[IEMU_CACHE_IOTLB],
-                           iemu_page_key(request->address, shift), who,
-                           iemu_page_index(request->address, shift), domain);
+    line = iemu_cache_fill(&v->unit.cache[IEMU_CACHE_IOTLB], iemu_page_key(request->address, shift),
+                           who, iemu_page_index(request->address, shift), domain);
     line->value[0] = leaf;
-    line->value[1] = diagnostic;
+    if (diagnostic)
+        line->value[1] = diagnostic;
     line->flags = flags | (p->suppress ? LINE_FPD : 0);
     iemu_trail_fill(&v->unit, IEMU_CACHE_IOTLB, line, p->trail);
 }
 
 /* Not-present and reserved-bit faults that CM=1 may cache (9.5). */
-static void fill_negative(struct iemu_vtd *v, const struct iemu_request *request,
-                          const struct passage *p, uint64_t who, uint32_t domain,
-                          uint32_t diagnostic)
+ALWAYS_INLINE void fill_negative(struct iemu_vtd *v, const struct iemu_request *request,
+                                 const struct passage *p, uint64_t who, uint32_t domain,
+                                 uint32_t diagnostic)
 {
     if (VTD_GET(CAP, CM, v->cap))
         fill_iotlb(v, request, p, who, domain, IEMU_LEAF_NEGATIVE, 12, diagnostic, 0);
 }
 
-static uint32_t use_line(const struct iemu_vtd *v, const struct iemu_request *request,
-                         const struct iemu_line *line, unsigned shift,
-                         struct iemu_result *result)
+ALWAYS_INLINE uint32_t use_line(const struct iemu_vtd *v, const struct iemu_request *request,
+                                const struct iemu_line *line, unsigned shift,
+                                struct iemu_result *result)
 {
     result->domain = line->domain;
     if (iemu_unlikely(line->value[0] & IEMU_LEAF_NEGATIVE)) {
@@ -295,7 +304,7 @@ static uint32_t interrupt_range(const struct iemu_request *request, struct iemu_
     return VTD_DIAG_IR_29;
 }
 
-static void pass(const struct iemu_request *request, struct iemu_result *result)
+ALWAYS_INLINE void pass(const struct iemu_request *request, struct iemu_result *result)
 {
     result->address = request->address;
     result->page_shift = 12;
@@ -317,9 +326,9 @@ static uint32_t check_mode(const struct iemu_vtd *v, const struct iemu_request *
     }
 }
 
-static uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request *request,
-                            struct passage *p, const struct context *c, uint64_t who,
-                            struct iemu_result *result)
+ALWAYS_INLINE uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request *request,
+                                   struct passage *p, const struct context *c, uint64_t who,
+                                   struct iemu_result *result)
 {
     unsigned levels = CONTEXT_AW(c->high) + 2, shift;
     unsigned width = 12 + 9 * levels;
@@ -361,9 +370,9 @@ static uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request *reque
 }
 
 /* Pass-through is cached by 4 KiB page under its domain, as any other translation. */
-static uint32_t pass_through(struct iemu_vtd *v, const struct iemu_request *request,
-                             struct passage *p, const struct context *c, uint64_t who,
-                             struct iemu_result *result)
+ALWAYS_INLINE uint32_t pass_through(struct iemu_vtd *v, const struct iemu_request *request,
+                                    struct passage *p, const struct context *c, uint64_t who,
+                                    struct iemu_result *result)
 {
     uint64_t leaf;
 
@@ -374,8 +383,9 @@ static uint32_t pass_through(struct iemu_vtd *v, const struct iemu_request *requ
     return answer(v, request, leaf, 12, result);
 }
 
-static uint32_t translated_request(const struct iemu_vtd *v, const struct iemu_request *request,
-                                   struct iemu_result *result)
+ALWAYS_INLINE uint32_t translated_request(const struct iemu_vtd *v,
+                                          const struct iemu_request *request,
+                                          struct iemu_result *result)
 {
     if (request->address & v->address_reserved)
         return VTD_DIAG_LGN_1_2;
@@ -385,31 +395,18 @@ static uint32_t translated_request(const struct iemu_vtd *v, const struct iemu_r
     return VTD_DIAG_NONE;
 }
 
-/* Translation enabled, outside the interrupt range: tables and caches. */
-static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, struct passage *p,
-                      struct iemu_result *result)
+/* What the IOTLB does not know: context entry, then page tables. */
+ALWAYS_INLINE uint32_t look_up(struct iemu_vtd *v, const struct iemu_request *request,
+                               struct passage *p, bool by_domain, struct iemu_result *result)
 {
-    bool by_domain = v->unit.iotlb_lookup == IEMU_BY_DOMAIN;
     struct iemu_cache *iotlb = &v->unit.cache[IEMU_CACHE_IOTLB];
+    uint64_t who = request->requester;
     struct iemu_line *line;
     struct context c;
-    uint32_t diagnostic;
-    uint64_t who = request->requester;
     unsigned shift, type;
-    bool probe = p->use_caches && request->at != IEMU_TRANSLATED;
+    uint32_t diagnostic = find_context(v, request, p, &c);
 
-    if (probe && !by_domain && request->at == IEMU_UNTRANSLATED) {
-        line = iemu_cache_find(iotlb, request->address, who, &shift);
-        if (line) {
-            iemu_trail_hit(&v->unit, IEMU_CACHE_IOTLB, line, p->trail, 0);
-            /* The line stands for its context entry as well. */
-            p->suppress = line->flags & LINE_FPD;
-            p->walked = !(line->flags & LINE_PASS_THROUGH);
-            return use_line(v, request, line, shift, result);
-        }
-    }
-    diagnostic = find_context(v, request, p, &c);
-    if (diagnostic)
+    if (iemu_unlikely(diagnostic))
         return diagnostic;
     type = CONTEXT_TT(c.low);
     result->domain = CONTEXT_DID(c.high);
@@ -421,7 +418,7 @@ static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, st
         return translated_request(v, request, result);
     if (by_domain)
         who = result->domain;
-    if (probe && (by_domain || request->at != IEMU_UNTRANSLATED)) {
+    if (p->use_caches && (by_domain || request->at != IEMU_UNTRANSLATED)) {
         line = iemu_cache_find(iotlb, request->address, who, &shift);
         if (line) {
             iemu_trail_hit(&v->unit, IEMU_CACHE_IOTLB, line, p->trail,
@@ -432,6 +429,28 @@ static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, st
     if (type == TT_PASS_THROUGH)
         return pass_through(v, request, p, &c, who, result);
     return walk_tables(v, request, p, &c, who, result);
+}
+
+/* Translation enabled, outside the interrupt range: tables and caches. */
+static uint32_t remap(struct iemu_vtd *v, const struct iemu_request *request, struct passage *p,
+                      struct iemu_result *result)
+{
+    bool by_domain = v->unit.iotlb_lookup == IEMU_BY_DOMAIN;
+    struct iemu_line *line;
+    unsigned shift;
+
+    if (p->use_caches && !by_domain && request->at == IEMU_UNTRANSLATED) {
+        line = iemu_cache_find(&v->unit.cache[IEMU_CACHE_IOTLB], request->address,
+                               request->requester, &shift);
+        if (line) {
+            iemu_trail_hit(&v->unit, IEMU_CACHE_IOTLB, line, p->trail, 0);
+            /* The line stands for its context entry as well. */
+            p->suppress = line->flags & LINE_FPD;
+            p->walked = !(line->flags & LINE_PASS_THROUGH);
+            return use_line(v, request, line, shift, result);
+        }
+    }
+    return look_up(v, request, p, by_domain, result);
 }
 
 /* Decides one request; fills caches as `p` says, records nothing. */
@@ -491,16 +510,48 @@ static __attribute__((noinline)) void long_way(struct iemu_vtd *v,
         record(v, request, p.suppress, result);
 }
 
+/* The end of the long way, for a quick request that the IOTLB does not know. */
+static __attribute__((noinline)) void miss(struct iemu_vtd *v, const struct iemu_request *request,
+                                           struct iemu_result *result)
+{
+    struct passage p = {.use_caches = true};
+    struct iemu_result found = {0};
+    uint32_t diagnostic;
+
+    v->unit.cache[IEMU_CACHE_IOTLB].misses++;
+    diagnostic = look_up(v, request, &p, false, &found);
+    /* Member by member, so that it never exists in memory: it would be read before it is there. */
+    result->address = found.address;
+    result->diagnostic = 0;
+    result->outcome = found.outcome;
+    result->page_shift = found.page_shift;
+    result->permissions = found.permissions;
+    result->attributes = found.attributes;
+    result->domain = found.domain;
+    result->fault = 0;
+    result->recorded = 0;
+    if (iemu_unlikely(diagnostic)) {
+        fault(result, request, diagnostic);
+        record(v, request, p.suppress, result);
+    }
+}
+
 void vtd_translate(struct iemu_unit *unit, const struct iemu_request *request,
                    struct iemu_result *result)
 {
     struct iemu_vtd *v = vtd_of(unit);
     const uint32_t unusual = IEMU_HAS_PASID | IEMU_ZERO_LENGTH;
+    enum iemu_hit hit = IEMU_REFUSED;
 
+    if (iemu_likely(v->quick && !(request->at | (request->flags & unusual)) &&
+                    !iemu_in_interrupt_range(request->address)))
+        hit = iemu_iotlb_hit(unit, request, result);
+    if (iemu_likely(hit == IEMU_HIT))
+        return;
     /* Missing permission or a cached fault: decided once, in the long way. */
-    if (iemu_unlikely(!v->quick || request->at | (request->flags & unusual) ||
-                      iemu_in_interrupt_range(request->address) ||
-                      !iemu_iotlb_hit(unit, request, result)))
+    if (hit == IEMU_MISS)
+        miss(v, request, result);
+    else
         long_way(v, request, result);
 }
 

@@ -144,9 +144,6 @@ void vtd_choose_translate(struct iemu_unit *unit);
 void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag *tag,
                   const struct iemu_line *line, struct iemu_cache_entry *entry);
 
-/* walk.c */
-bool vtd_walk_second_stage(struct iemu_walk *walk);
-
 /* invalidation.c */
 extern const uint16_t vtd_ignored_functions[4];
 /* The trigger byte of CCMD or of the IOTLB register was written. */

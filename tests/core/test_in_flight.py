@@ -251,6 +251,18 @@ def test_in_flight_interrupt_does_not_pass_writes(unit: Bench) -> None:
     assert len(unit.messages()) == 1
 
 
+def test_in_flight_each_write_takes_its_own_time(unit: Bench) -> None:
+    port = slow(unit)
+    for page in range(3):
+        port.write(page << 12, b"\x01")
+        unit.machine.advance_to(10 * (page + 1))
+    landed = []
+    for time in range(FABRIC + MEMORY - 1, FABRIC + MEMORY + 31):
+        unit.machine.advance_to(time)
+        landed.append(sum(at(unit, page) for page in range(3)))
+    assert landed == [0] + [1] * 10 + [2] * 10 + [3] * 11
+
+
 def test_in_flight_two_requesters_are_independent(unit: Bench) -> None:
     slow(unit).write(0, b"\x01")
     slow(unit, OTHER, 10, 10).write(0x1000, b"\x02")
@@ -529,6 +541,21 @@ def test_in_flight_timed_drain_goes_on_when_there_is_room() -> None:
     assert bench.read("IQH") == 16
     bench.machine.advance_to(1100)
     assert bench.read("IQH") == 32
+
+
+def test_in_flight_drain_that_waits_is_forgotten_by_reset() -> None:
+    bench, _ = held_back(timing=Timing(invalidation=100))
+    bench.enable_queue()
+    bench.submit(iotlb_descriptor(GLOBAL, dw=1))
+    bench.machine.advance_to(100)
+    bench.unit.reset()
+    bench.messages()
+    bench.enable_queue()
+    bench.submit(iotlb_descriptor(GLOBAL))
+    bench.machine.advance_to(199)
+    assert bench.read("IQH") == 0
+    bench.machine.advance_to(200)
+    assert bench.read("IQH") == 16
 
 
 def test_in_flight_te_waits_for_its_drain() -> None:

@@ -242,6 +242,7 @@ def test_walk_page_size_must_be_supported(sizes: set[int], level: int, code: int
         (0x40_1000 | RW | PS, 3, "large page not aligned"),
         (0x20_0000 | RW | SNP, 2, "SNP where it is reserved"),
         (0x20_0000 | RW | 1 << 62, 1, "bit 62 without SSIRWE"),
+        (0x20_0000 | RW | 1 << 62, 3, "bit 62 without SSIRWE"),
         (0x20_0000 | RW | PS, 4, "page size not supported at this level"),
     ],
 )
