@@ -14,19 +14,20 @@ static const uint64_t reserved[4] = {
     0x001f000000007fffull, /* 244:240, 206:192 */
 };
 
+/* Reserved bits first (4.1 step 5), then what the fields say (4.4). */
 static uint32_t check(const struct iemu_amdvi *a, const struct amdvi_dte *dte)
 {
+    if (DTE_V(dte) && (dte->word[0] & reserved[0] || dte->word[1] & reserved[1]))
+        return AMDVI_DIAG_DTE_RESERVED_LOW;
+    if (DTE_IV(dte) && (dte->word[2] & reserved[2] || dte->word[3] & reserved[3]))
+        return AMDVI_DIAG_DTE_RESERVED_HIGH;
     if (DTE_V(dte)) {
-        if (dte->word[0] & reserved[0] || dte->word[1] & reserved[1])
-            return AMDVI_DIAG_DTE_RESERVED_LOW;
         if (DTE_TV(dte) && (DTE_MODE(dte) > a->levels || (!a->levels && DTE_ROOT(dte))))
             return AMDVI_DIAG_DTE_MODE;
         if (DTE_IOCTL(dte) == 3)
             return AMDVI_DIAG_DTE_IO_CONTROL;
     }
     if (DTE_IV(dte)) {
-        if (dte->word[2] & reserved[2] || dte->word[3] & reserved[3])
-            return AMDVI_DIAG_DTE_RESERVED_HIGH;
         if (DTE_INTCTL(dte) == 3)
             return AMDVI_DIAG_DTE_INTERRUPT_CONTROL;
         if (DTE_INTTABLEN(dte) > 11)

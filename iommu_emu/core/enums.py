@@ -138,6 +138,7 @@ class TableLevel(IntEnum):
     CONTEXT = lib.IEMU_LEVEL_CONTEXT
     ROOT = lib.IEMU_LEVEL_ROOT
     REGISTER = lib.IEMU_LEVEL_REGISTER
+    INTERRUPT = lib.IEMU_LEVEL_INTERRUPT
 
 
 class Owed(IntFlag):
@@ -149,6 +150,7 @@ class Owed(IntFlag):
     IOTLB_GLOBAL = lib.IEMU_OWED_IOTLB_GLOBAL
     IOTLB_DOMAIN = lib.IEMU_OWED_IOTLB_DOMAIN
     IOTLB_PAGE = lib.IEMU_OWED_IOTLB_PAGE
+    INTERRUPT = lib.IEMU_OWED_INTERRUPT
 
 
 class TraceKind(IntEnum):

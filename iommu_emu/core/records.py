@@ -11,6 +11,7 @@ from iommu_emu.core.enums import (
     AddressType,
     Attribute,
     CacheId,
+    InvalidationState,
     MessageKind,
     Outcome,
     Owed,
@@ -162,10 +163,11 @@ class StaleUse:
         time: ns.
         cache: the cache that answered.
         level: paging level 1..6 of the entry that changed, or a `TableLevel`.
-        entry: physical address of the entry that changed; 0: unknown.
-        before: its quadword when it was cached.
-        after: its quadword now.
-        owed: the invalidations that software did not do.
+        entry: physical address of the entry that changed; 0: none, or unknown.
+        before: its quadword when it was cached; level REGISTER: address of the first entry.
+        after: the same now.
+        owed: the invalidations that software owed and that are not complete.
+        invalidation: IDLE: nothing is on its way; else it may be what is owed.
     """
 
     request: Request
@@ -178,6 +180,7 @@ class StaleUse:
     before: int
     after: int
     owed: Owed
+    invalidation: InvalidationState
 
 
 @dataclass(frozen=True, slots=True)

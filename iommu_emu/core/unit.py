@@ -142,6 +142,7 @@ class CoreUnit:
             before=struct.before,
             after=struct.after,
             owed=Owed(struct.owed),
+            invalidation=InvalidationState(struct.invalidation),
         )
 
     def has_field(self, field: int) -> bool:

@@ -142,9 +142,11 @@ class Bench:
         """Assert that unit and reference agree on a request, the event included."""
         expected = self.walker().walk(request)
         result = self.unit.core.translate(request)
-        assert expected.differences(result) == []
+        differences = expected.differences(result)
+        assert not differences, differences
         wanted = []
         if expected.recorded:
             wanted = [reference.event(request, expected).to_bytes(ENTRY, "little").hex()]
-        assert [event.hex() for event in self.take_events()] == wanted
+        events = [event.hex() for event in self.take_events()]
+        assert events == wanted, (expected, events, wanted)
         return result

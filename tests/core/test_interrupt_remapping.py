@@ -103,13 +103,20 @@ def test_interrupt_compatibility_format(eime: bool, cfi: bool, passes: bool) -> 
         assert unit.record().code == 0x25
 
 
-@pytest.mark.parametrize("index", [0, 1, 0x123, 0x7FFF, 0x8000, 0xFFFF])
+@pytest.mark.parametrize("index", [0, 0x123, 0x7FFF, 0xFFFF, *(1 << bit for bit in range(16))])
 def test_interrupt_handle_selects_the_entry(index: int) -> None:
     unit = Remapper(size=15)
     unit.set(index, PRESENT | 0xAB << 16)
     assert unit.remapped(index).ok
     assert unit.message().data[0] == 0xBB
     assert unit.remapped(index ^ 0x40).fault == 0x22
+
+
+@pytest.mark.parametrize("bit", range(16))
+def test_interrupt_every_subhandle_bit_counts(bit: int) -> None:
+    unit = Remapper(size=15)
+    unit.set(1 << bit, PRESENT)
+    assert unit.raise_(0xFEE0_0018, 1 << bit).ok
 
 
 @pytest.mark.parametrize(("handle", "subhandle", "index"), [(5, 0, 5), (5, 3, 8), (0, 0xFF, 0xFF)])

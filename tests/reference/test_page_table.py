@@ -17,7 +17,7 @@ from iommu_emu.vtd.capabilities import Capabilities
 from iommu_emu.vtd.driver import SecondStageFormat
 from iommu_emu.vtd.structures import ContextEntry, RootEntry
 
-SIZE = 1 << 22
+SIZE = 1 << 24  # room for eight ranges of 1 GiB in 4 KiB pages
 FRAMES = range(0x10_0000, SIZE)
 LEVELS = 4
 RW = Access.READ | Access.WRITE
