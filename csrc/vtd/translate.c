@@ -363,8 +363,11 @@ ALWAYS_INLINE uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request
     shift = walk.leaf.shift;
     fragment(request, &leaf, &shift);
     diagnostic = answer(v, request, leaf, shift, result);
-    /* A page without this permission is still a translation; one to FEEx_xxxxh is a fault. */
-    if (diagnostic != VTD_DIAG_LGN_4)
+    /*
+     * A page without this permission is still a translation. One without any is as good as not
+     * present (8.2, 79h), one to FEEx_xxxxh is a fault.
+     */
+    if (diagnostic != VTD_DIAG_LGN_4 && (walk.permissions || VTD_GET(CAP, CM, v->cap)))
         fill_iotlb(v, request, p, who, domain, leaf, shift, 0, 0);
     return diagnostic;
 }

@@ -283,6 +283,18 @@ def test_memory_armed_store_fires_once_after_the_fetch(bench: Bench) -> None:
     assert bench.peek(leaf) == 0x40_0003
 
 
+def test_memory_armed_store_fires_once_beside_one_that_waits(bench: Bench) -> None:
+    leaf = bench.attach().map(0x5000, 0x20_0000)
+    bench.enable()
+    bench.machine.arm_store(HOLE, 0x1_0000, 1)
+    bench.machine.arm_store(leaf, 0x1_0008, 1)
+    for expected in (1, 0):
+        bench.poke(0x1_0008, 0)
+        bench.write("IOTLB", 1 << 63 | 1 << 60)
+        bench.translate(0x5000)
+        assert (bench.peek(0x1_0000), bench.peek(0x1_0008)) == (0, expected)
+
+
 def test_memory_armed_store_waits_for_its_granule(bench: Bench) -> None:
     table = bench.attach()
     leaf = table.map(0x5000, 0x20_0000)

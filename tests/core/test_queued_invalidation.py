@@ -151,6 +151,18 @@ def test_queue_switched_off_with_work_left_finishes_first() -> None:
     assert bench.read("IQH") == 0
 
 
+def test_queue_switched_on_again_before_it_was_off_stays_on() -> None:
+    bench = Bench(timing=Timing(manual=True))
+    bench.enable_queue()
+    bench.submit(NOTHING)
+    bench.command(QIE, on=False)
+    bench.command(QIE)
+    while bench.unit.step():
+        pass
+    assert bench.status(QIE)
+    assert bench.read("IQH") == 16
+
+
 def test_queue_switched_off_and_on_starts_at_0(queue: Bench) -> None:
     queue.submit(NOTHING, NOTHING)
     queue.command(QIE, on=False)
@@ -556,6 +568,8 @@ def test_queue_stepped_in_a_timed_unit_goes_on() -> None:
     bench.submit(context_descriptor(GLOBAL))
     assert bench.unit.step()
     assert bench.unit.invalidation_state is InvalidationState.IN_PROGRESS
+    bench.machine.advance_to(99)
+    assert cached(bench) == (1, 1)
     bench.machine.advance_to(100)
     assert cached(bench) == (0, 1)
 
@@ -566,6 +580,17 @@ def test_queue_goes_on_when_manual_timing_ends() -> None:
     bench.unit.step()
     bench.unit.set_timing(Timing().parameters())
     assert cached(bench) == (0, 0)
+
+
+def test_queue_stands_still_when_timing_becomes_manual() -> None:
+    bench = ready(Bench(timing=Timing(command=10)))
+    bench.submit(context_descriptor(GLOBAL))
+    bench.unit.set_timing(Timing(manual=True).parameters())
+    bench.machine.advance_to(1000)
+    assert bench.unit.invalidation_state is InvalidationState.SUBMITTED
+    assert bench.unit.step()
+    assert bench.unit.step()
+    assert cached(bench) == (0, 1)
 
 
 def test_queue_pending_is_forgotten_by_reset() -> None:

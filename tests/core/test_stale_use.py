@@ -282,6 +282,7 @@ def test_stale_use_of_the_root_table_pointer(unit: Bench) -> None:
     assert unit.reads(0x5000) == 0x20_0000
     use = only(unit)
     assert (use.level, use.fresh.fault) == (TableLevel.REGISTER, 0x01)
+    assert (use.before, use.after) == (0x1000, 0x6000)  # where the root entry was, and is
     assert use.owed == GLOBAL_OWED
 
 
