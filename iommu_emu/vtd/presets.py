@@ -26,6 +26,7 @@ class Preset:
         provenance: where the values come from.
         host_address_width: bits, as the machine's DMAR table says.
         capabilities: makes what CAP and ECAP report.
+        compress_faults: a requester with a pending record gets no second one (VT-d 8.1 step 3).
     """
 
     name: str
@@ -33,6 +34,7 @@ class Preset:
     provenance: str
     host_address_width: int
     capabilities: Callable[[], Capabilities]
+    compress_faults: bool = False
 
 
 def _logged(cap: int, ecap: int) -> Callable[[], Capabilities]:
@@ -58,6 +60,7 @@ PRESETS: dict[str, Preset] = {
             " and ESRTPS, which QEMU reports since 2025",
             48,
             _logged(0x8000_0000_0000_0000 | 0x00D2_008C_222F_0606, 0xF0_0F5A),
+            compress_faults=True,
         ),
         Preset(
             "qemu-q35-caching-mode",
@@ -65,6 +68,7 @@ PRESETS: dict[str, Preset] = {
             "boot log of a Linux guest: cap d2008c222f0686 ecap f00f5a; ESRTPS as in qemu-q35",
             48,
             _logged(0x8000_0000_0000_0000 | 0x00D2_008C_222F_0686, 0xF0_0F5A),
+            compress_faults=True,
         ),
         Preset(
             "skylake-client",
@@ -108,7 +112,10 @@ def preset(name: str, base: int, **changes: Any) -> VtdConfig:
         chosen = PRESETS[name]
     except KeyError:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}") from None
-    arguments: dict[str, Any] = {"host_address_width": chosen.host_address_width}
+    arguments: dict[str, Any] = {
+        "host_address_width": chosen.host_address_width,
+        "compress_faults": chosen.compress_faults,
+    }
     if "capabilities" not in changes:
         arguments["capabilities"] = chosen.capabilities()
     return VtdConfig(base=base, **(arguments | changes))
