@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "dma.h"
+#include "introspection.h"
 #include "unit.h"
 #include "vendor.h"
 
@@ -206,7 +207,7 @@ void iemu_trace_enable(struct iemu_machine *machine, bool on)
     LOCKED(machine);
     machine->trace.on = on && machine->trace.capacity;
     for (uint32_t i = 0; i < machine->units; i++)
-        machine->unit[i]->ops->choose_translate(machine->unit[i]);
+        iemu_unit_choose_translate(machine->unit[i]);
 }
 
 /* ---- ports and DMA -------------------------------------------------------------------------- */
@@ -430,7 +431,7 @@ size_t iemu_unit_entries(struct iemu_unit *unit, uint32_t id, struct iemu_cache_
 size_t iemu_unit_counters(struct iemu_unit *unit, struct iemu_counter *counters, size_t count)
 {
     LOCKED(unit->machine);
-    return unit->ops->counters(unit, counters, count);
+    return iemu_count(unit, counters, count);
 }
 
 int iemu_unit_watch(struct iemu_unit *unit, bool on)
@@ -442,7 +443,7 @@ int iemu_unit_watch(struct iemu_unit *unit, bool on)
         error = iemu_watch_start(unit);
     else if (!on)
         iemu_watch_stop(unit);
-    unit->ops->choose_translate(unit);
+    iemu_unit_choose_translate(unit);
     return error;
 }
 

@@ -4,9 +4,9 @@
 
 #include "fields.h"
 
-size_t iemu_count(const struct iemu_unit *unit, const struct iemu_statistics *statistics,
-                  struct iemu_counter *counters, size_t count)
+size_t iemu_count(const struct iemu_unit *unit, struct iemu_counter *counters, size_t count)
 {
+    const struct iemu_statistics *statistics = &unit->statistics;
     const struct iemu_cache *iotlb = &unit->cache[IEMU_CACHE_IOTLB];
     const struct iemu_cache *context = &unit->cache[IEMU_CACHE_CONTEXT];
     const struct iemu_cache *paging = &unit->cache[IEMU_CACHE_PAGING];

@@ -40,6 +40,7 @@ int iemu_unit_init(struct iemu_unit *unit, struct iemu_machine *machine,
         iemu_unit_free(unit);
         return error;
     }
+    iemu_unit_choose_translate(unit);
     unit->number = machine->units;
     machine->unit[machine->units++] = unit;
     return IEMU_OK;
@@ -60,6 +61,26 @@ void iemu_unit_abandon(struct iemu_unit *unit)
     iemu_memory_drop_registers(&machine->memory, unit->base);
     machine->unit[--machine->units] = NULL;
     iemu_unit_free(unit);
+}
+
+static void translate_traced(struct iemu_unit *unit, const struct iemu_request *request,
+                             struct iemu_result *result)
+{
+    (unit->watch ? unit->ops->translate_watched : unit->ops->translate)(unit, request, result);
+    iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_TRANSLATE,
+                                                            .address = request->address,
+                                                            .a = result->address,
+                                                            .b = request->access,
+                                                            .requester = request->requester,
+                                                            .code = result->fault,
+                                                            .unit = (uint16_t)unit->number});
+}
+
+void iemu_unit_choose_translate(struct iemu_unit *unit)
+{
+    unit->translate = iemu_tracing(unit->machine) ? translate_traced
+                      : unit->watch               ? unit->ops->translate_watched
+                                                  : unit->ops->translate;
 }
 
 bool iemu_unit_message(struct iemu_unit *unit, uint64_t address, uint32_t data)

@@ -10,8 +10,20 @@
 #include "registers.h"
 #include "watch.h"
 
+struct iemu_statistics {
+    uint64_t memory_reads; /* table entries fetched */
+    uint64_t faults_recorded;
+    uint64_t faults_lost; /* no room in the records or the log */
+    uint64_t descriptors; /* descriptors or commands done */
+};
+
 struct iemu_unit_ops {
     uint32_t vendor;
+    void (*translate)(struct iemu_unit *unit, const struct iemu_request *request,
+                      struct iemu_result *result);
+    /* The same beside the stale-use detector. */
+    void (*translate_watched)(struct iemu_unit *unit, const struct iemu_request *request,
+                              struct iemu_result *result);
     /* Size and alignment were checked: 4 or 8 bytes, naturally aligned, inside the window. */
     uint64_t (*mmio_read)(struct iemu_unit *unit, uint32_t offset, uint32_t size);
     void (*mmio_write)(struct iemu_unit *unit, uint32_t offset, uint32_t size, uint64_t value);
@@ -29,12 +41,9 @@ struct iemu_unit_ops {
     /* Fills what the generic part of an entry's description does not know. */
     void (*describe)(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag *tag,
                      const struct iemu_line *line, struct iemu_cache_entry *entry);
-    size_t (*counters)(struct iemu_unit *unit, struct iemu_counter *counters, size_t count);
     uint32_t (*invalidation_state)(struct iemu_unit *unit);
     bool (*has_field)(struct iemu_unit *unit, size_t field);
     uint32_t (*register_offset)(struct iemu_unit *unit, size_t reg);
-    /* translate, or its watched variant, is chosen anew after the watch was switched. */
-    void (*choose_translate)(struct iemu_unit *unit);
     void (*destroy)(struct iemu_unit *unit);
 };
 
@@ -47,6 +56,7 @@ struct iemu_unit {
     struct iemu_cache cache[IEMU_CACHES];
     struct iemu_regfile regs;
     struct iemu_timing timing;
+    struct iemu_statistics statistics;
     struct iemu_watch *watch; /* NULL: off */
     uint64_t base;
     uint32_t window;
@@ -65,6 +75,9 @@ int iemu_unit_init(struct iemu_unit *unit, struct iemu_machine *machine,
 /* Undoes iemu_unit_init of a unit that was not handed out. */
 void iemu_unit_abandon(struct iemu_unit *unit);
 void iemu_unit_free(struct iemu_unit *unit);
+
+/* Chooses `translate` anew after the detector or the trace was switched. */
+void iemu_unit_choose_translate(struct iemu_unit *unit);
 
 /* Sends one of the unit's own messages; never remapped. False: no room in the outbox. */
 bool iemu_unit_message(struct iemu_unit *unit, uint64_t address, uint32_t data);

@@ -160,6 +160,21 @@ void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *reque
     iemu_watch_report(unit, &use);
 }
 
+struct iemu_second_look iemu_watch_begin(struct iemu_unit *unit)
+{
+    struct iemu_memory *memory = &unit->machine->memory;
+    struct iemu_second_look before = {unit->statistics.memory_reads, memory->armed_count};
+
+    memory->armed_count = 0;
+    return before;
+}
+
+void iemu_watch_end(struct iemu_unit *unit, struct iemu_second_look before)
+{
+    unit->machine->memory.armed_count = before.armed_count;
+    unit->statistics.memory_reads = before.memory_reads;
+}
+
 void iemu_watch_report(struct iemu_unit *unit, const struct iemu_stale_use *use)
 {
     struct iemu_watch *watch = unit->watch;

@@ -80,6 +80,17 @@ void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *reque
                         uint32_t (*owed)(struct iemu_unit *unit,
                                          const struct iemu_stale_use *use));
 
+/*
+ * The second look is the detector's, not the device's: between these two it counts nothing and
+ * fires no armed store.
+ */
+struct iemu_second_look {
+    uint64_t memory_reads;
+    uint32_t armed_count;
+};
+struct iemu_second_look iemu_watch_begin(struct iemu_unit *unit);
+void iemu_watch_end(struct iemu_unit *unit, struct iemu_second_look before);
+
 /* Queues a report; time and the state of invalidations are filled in. */
 void iemu_watch_report(struct iemu_unit *unit, const struct iemu_stale_use *use);
 

@@ -89,7 +89,6 @@ struct iemu_amdvi {
     bool command_error;      /* until CmdBufEn is cleared (3.4) */
     bool message_held;       /* an MSI waits for room in the outbox */
 
-    struct iemu_statistics statistics;
 };
 
 static inline struct iemu_amdvi *amdvi_of(struct iemu_unit *unit)
@@ -154,7 +153,12 @@ struct amdvi_passage {
 };
 
 /* translate.c */
-void amdvi_choose_translate(struct iemu_unit *unit);
+void amdvi_translate(struct iemu_unit *unit, const struct iemu_request *request,
+                     struct iemu_result *result);
+void amdvi_translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
+                             struct iemu_result *result);
+/* Whether ordinary requests may take the short way; after any change of mode. */
+void amdvi_update_quick(struct iemu_amdvi *a);
 /* Turns a result into what a faulting request gets. */
 void amdvi_fault(struct iemu_result *result, uint32_t diagnostic);
 

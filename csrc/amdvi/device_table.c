@@ -55,7 +55,7 @@ static uint32_t read_dte(struct iemu_amdvi *a, uint16_t requester, struct amdvi_
 
     if (offset >= (AMDVI_GET(DevTabBase, Size, base) + 1) * IEMU_PAGE)
         return AMDVI_DIAG_DEVICE_ID;
-    a->statistics.memory_reads++;
+    a->unit.statistics.memory_reads++;
     if (!iemu_fetch_entry(&a->unit.machine->memory, address, dte->word, 4, a->unit.granule_words)) {
         p->address = address;
         return AMDVI_DIAG_DTE_READ;

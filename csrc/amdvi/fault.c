@@ -56,11 +56,11 @@ static bool append(struct iemu_amdvi *a, const uint64_t event[2])
 
     if (!amdvi_status(a, AMDVI_MASK(Status, EventLogRun)) ||
         amdvi_status(a, AMDVI_MASK(Status, EventOverflow))) {
-        a->statistics.faults_lost++;
+        a->unit.statistics.faults_lost++;
         return false;
     }
     if (next == iemu_reg64(regs, AMDVI_EvtLogHead_AT)) {
-        a->statistics.faults_lost++;
+        a->unit.statistics.faults_lost++;
         event_interrupt(a, AMDVI_MASK(Status, EventOverflow));
         return false;
     }
@@ -71,7 +71,7 @@ static bool append(struct iemu_amdvi *a, const uint64_t event[2])
     iemu_unit_store(&a->unit.machine->memory, amdvi_ring_base(a, AMDVI_EvtLogBase_AT) + tail, event,
                     AMDVI_RING_ENTRY);
     iemu_reg64_set(regs, AMDVI_EvtLogTail_AT, next);
-    a->statistics.faults_recorded++;
+    a->unit.statistics.faults_recorded++;
     event_interrupt(a, AMDVI_MASK(Status, EventLogInt));
     return true;
 }

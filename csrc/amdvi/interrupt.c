@@ -61,7 +61,7 @@ static uint32_t find_entry(struct iemu_amdvi *a, uint16_t requester, const struc
         *irte = (uint32_t)line->value[0];
         return AMDVI_DIAG_NONE;
     }
-    a->statistics.memory_reads++;
+    a->unit.statistics.memory_reads++;
     if (!iemu_fetch64(&a->unit.machine->memory, address & ~7ull, &pair)) {
         p->address = address;
         return AMDVI_DIAG_INTERRUPT_READ;

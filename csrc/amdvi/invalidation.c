@@ -206,7 +206,7 @@ static bool finish(struct iemu_unit *unit, const uint64_t command[2])
         return false;
     if (!execute(a, command))
         return true;
-    a->statistics.descriptors++;
+    a->unit.statistics.descriptors++;
     if (iemu_tracing(unit->machine))
         iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_COMMAND,
                                                                 .a = command[0],

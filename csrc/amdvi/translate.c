@@ -194,7 +194,7 @@ static uint32_t walk_tables(struct iemu_amdvi *a, const struct iemu_request *req
     if (request->address & ~iemu_low_mask(iemu_level_shift(walk.level + 1u)))
         return AMDVI_DIAG_ADDRESS_WIDTH;
     found = amdvi_walk_host(&walk);
-    a->statistics.memory_reads += walk.reads;
+    a->unit.statistics.memory_reads += walk.reads;
     if (walk.fetch_failed) {
         p->address = walk.entry_address;
         return AMDVI_DIAG_TABLE_READ;
@@ -346,8 +346,8 @@ long_way(struct iemu_amdvi *a, const struct iemu_request *request, struct iemu_r
         result->recorded = amdvi_report(a, request, result->diagnostic, result->domain, &p);
 }
 
-static void amdvi_translate(struct iemu_unit *unit, const struct iemu_request *request,
-                            struct iemu_result *result)
+void amdvi_translate(struct iemu_unit *unit, const struct iemu_request *request,
+                     struct iemu_result *result)
 {
     struct iemu_amdvi *a = amdvi_of(unit);
 
@@ -377,46 +377,29 @@ static uint32_t owed(struct iemu_unit *unit, const struct iemu_stale_use *use)
     return IEMU_OWED_CONTEXT_DEVICE | IEMU_OWED_IOTLB_DOMAIN;
 }
 
-static void translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
-                              struct iemu_result *result)
+void amdvi_translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
+                             struct iemu_result *result)
 {
     struct iemu_amdvi *a = amdvi_of(unit);
     struct iemu_trail used = {0}, now = {0};
     struct amdvi_passage p = {.trail = &used, .use_caches = true}, q = {.trail = &now};
+    struct iemu_second_look before;
     struct iemu_result fresh;
-    uint64_t reads;
 
     resolve(a, request, &p, result);
-    /* The second look is the detector's, not the device's: it leaves no trace. */
-    reads = a->statistics.memory_reads;
+    before = iemu_watch_begin(unit);
     resolve(a, request, &q, &fresh);
-    a->statistics.memory_reads = reads;
+    iemu_watch_end(unit, before);
     iemu_watch_compare(unit, request, result, &used, &fresh, &now, owed);
     if (result->diagnostic)
         result->recorded = amdvi_report(a, request, result->diagnostic, result->domain, &p);
 }
 
-static void translate_traced(struct iemu_unit *unit, const struct iemu_request *request,
-                             struct iemu_result *result)
+void amdvi_update_quick(struct iemu_amdvi *a)
 {
-    (unit->watch ? translate_watched : amdvi_translate)(unit, request, result);
-    iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_TRANSLATE,
-                                                            .address = request->address,
-                                                            .a = result->address,
-                                                            .b = request->access,
-                                                            .requester = request->requester,
-                                                            .code = result->fault,
-                                                            .unit = (uint16_t)unit->number});
-}
+    uint64_t exclusion = iemu_reg64(&a->unit.regs, AMDVI_ExclBase_AT);
 
-void amdvi_choose_translate(struct iemu_unit *unit)
-{
-    struct iemu_amdvi *a = amdvi_of(unit);
-    uint64_t exclusion = iemu_reg64(&unit->regs, AMDVI_ExclBase_AT);
-
-    unit->translate = iemu_tracing(unit->machine) ? translate_traced
-                      : unit->watch               ? translate_watched
-                                                  : amdvi_translate;
     a->quick = amdvi_control(a, AMDVI_MASK(Control, IommuEn)) &&
-               !(exclusion & AMDVI_MASK(ExclBase, ExEn)) && unit->iotlb_lookup == IEMU_BY_REQUESTER;
+               !(exclusion & AMDVI_MASK(ExclBase, ExEn)) &&
+               a->unit.iotlb_lookup == IEMU_BY_REQUESTER;
 }

@@ -121,10 +121,10 @@ static void written(struct iemu_amdvi *a, uint16_t reg)
         break;
     case AMDVI_Control:
         rings_changed(a);
-        amdvi_choose_translate(&a->unit);
+        amdvi_update_quick(a);
         break;
     case AMDVI_ExclBase:
-        amdvi_choose_translate(&a->unit);
+        amdvi_update_quick(a);
         break;
     case AMDVI_CmdBufHead:
         cut_pointer(a, AMDVI_CmdBufBase_AT, AMDVI_CmdBufHead_AT);
@@ -182,7 +182,7 @@ static void reset(struct iemu_unit *unit, uint32_t kind)
         iemu_cache_drop_all(&unit->cache[i]);
     a->command_error = false;
     a->message_held = false;
-    amdvi_choose_translate(unit);
+    amdvi_update_quick(a);
 }
 
 static void resume(struct iemu_unit *unit)
@@ -202,11 +202,6 @@ static bool step(struct iemu_unit *unit)
 static uint32_t invalidation_state(struct iemu_unit *unit)
 {
     return iemu_queue_state(&amdvi_of(unit)->queue);
-}
-
-static size_t counters(struct iemu_unit *unit, struct iemu_counter *out, size_t count)
-{
-    return iemu_count(unit, &amdvi_of(unit)->statistics, out, count);
 }
 
 static void describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag *tag,
@@ -230,6 +225,8 @@ static void destroy(struct iemu_unit *unit)
 
 static const struct iemu_unit_ops amdvi_ops = {
     .vendor = IEMU_AMDVI,
+    .translate = amdvi_translate,
+    .translate_watched = amdvi_translate_watched,
     .mmio_read = mmio_read,
     .mmio_write = mmio_write,
     .remap_interrupt = amdvi_remap_interrupt,
@@ -237,11 +234,9 @@ static const struct iemu_unit_ops amdvi_ops = {
     .resume = resume,
     .reset = reset,
     .describe = describe,
-    .counters = counters,
     .invalidation_state = invalidation_state,
     .has_field = has_field,
     .register_offset = register_offset,
-    .choose_translate = amdvi_choose_translate,
     .destroy = destroy,
 };
 

@@ -128,22 +128,22 @@ bool vtd_record_fault(struct iemu_vtd *v, const struct iemu_request *request, ui
                                                  .code = row->code,
                                                  .unit = (uint16_t)v->unit.number});
     if (iemu_reg32(regs, VTD_FSTS_AT) & VTD_MASK(FSTS, PFO)) {
-        v->statistics.faults_lost++;
+        v->unit.statistics.faults_lost++;
         return false;
     }
     if (v->compress_faults && has_record_of(v, request->requester)) {
-        v->statistics.faults_lost++;
+        v->unit.statistics.faults_lost++;
         return false;
     }
     if (record_in_use(v, index)) {
         /* An overflow alone is no event (2.9); PPF is set here anyway. */
         iemu_reg32_set(regs, VTD_FSTS_AT,
                        iemu_reg32(regs, VTD_FSTS_AT) | (uint32_t)VTD_MASK(FSTS, PFO));
-        v->statistics.faults_lost++;
+        v->unit.statistics.faults_lost++;
         return false;
     }
     write_record(v, request, row->code, information);
-    v->statistics.faults_recorded++;
+    v->unit.statistics.faults_recorded++;
     v->fault_index = (index + 1) % vtd_fault_records(v);
     status = iemu_reg32(regs, VTD_FSTS_AT);
     if (!(status & VTD_MASK(FSTS, PPF))) {

@@ -76,7 +76,7 @@ static uint32_t read_entry(struct iemu_vtd *v, struct remapping *r)
     r->entry_address = table + 16ull * r->index;
     if ((table | r->entry_address) & v->address_reserved)
         return VTD_DIAG_IR_21_ADDRESS;
-    v->statistics.memory_reads++;
+    v->unit.statistics.memory_reads++;
     if (!iemu_fetch_entry(&v->unit.machine->memory, r->entry_address, raw, 2,
                           v->unit.granule_words))
         return VTD_DIAG_IR_23;
@@ -168,16 +168,12 @@ static void compare_with_table(struct iemu_vtd *v, const struct iemu_request *re
                                const struct remapping *used, uint32_t diagnostic,
                                struct remapping *fresh)
 {
-    struct iemu_memory *memory = &v->unit.machine->memory;
-    uint32_t armed = memory->armed_count, now;
-    uint64_t reads = v->statistics.memory_reads;
-    unsigned word;
+    struct iemu_second_look before = iemu_watch_begin(&v->unit);
+    uint32_t now = remap(v, request, fresh);
     struct iemu_stale_use use;
+    unsigned word;
 
-    memory->armed_count = 0;
-    now = remap(v, request, fresh);
-    memory->armed_count = armed;
-    v->statistics.memory_reads = reads;
+    iemu_watch_end(&v->unit, before);
     if (!used->cached || (vtd_fault_rows[now].code == vtd_fault_rows[diagnostic].code &&
                           used->address == fresh->address && used->data == fresh->data))
         return;

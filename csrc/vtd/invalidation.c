@@ -363,7 +363,7 @@ static bool finish(struct iemu_unit *unit, const uint64_t d[2])
         complete_wait(v, d);
         break;
     }
-    v->statistics.descriptors++;
+    v->unit.statistics.descriptors++;
     if (iemu_tracing(unit->machine))
         iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_COMMAND,
                                                                 .a = d[0],

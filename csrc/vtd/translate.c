@@ -122,7 +122,7 @@ ALWAYS_INLINE uint32_t read_context(struct iemu_vtd *v, const struct iemu_reques
     uint32_t diagnostic;
 
     /* Root entries are not cached (9.1), apart from what is folded into context entries. */
-    v->statistics.memory_reads++;
+    v->unit.statistics.memory_reads++;
     if (!iemu_fetch_entry(memory, root_address, root, 2, v->unit.granule_words))
         return VTD_DIAG_LRT_1;
     iemu_trail_add(p->trail, IEMU_LEVEL_ROOT, root_address, root, 2);
@@ -132,7 +132,7 @@ ALWAYS_INLINE uint32_t read_context(struct iemu_vtd *v, const struct iemu_reques
         return VTD_DIAG_LRT_3;
 
     entry_address = (root[0] & ENTRY_POINTER) + 16 * (request->requester & 0xff);
-    v->statistics.memory_reads++;
+    v->unit.statistics.memory_reads++;
     if (!iemu_fetch_entry(memory, entry_address, entry, 2, v->unit.granule_words))
         return VTD_DIAG_LCT_1;
     iemu_trail_add(p->trail, IEMU_LEVEL_CONTEXT, entry_address, entry, 2);
@@ -349,7 +349,7 @@ ALWAYS_INLINE uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request
     if (request->address & ~iemu_low_mask(width))
         return VTD_DIAG_LGN_1_1;
     if (!vtd_walk_second_stage(&walk)) {
-        v->statistics.memory_reads += walk.reads;
+        v->unit.statistics.memory_reads += walk.reads;
         if (walk.fetch_failed)
             return walk.at_root ? VTD_DIAG_LCT_4_3 : VTD_DIAG_LSS_1;
         diagnostic = walk.leaf.diagnostic ? walk.leaf.diagnostic
@@ -357,7 +357,7 @@ ALWAYS_INLINE uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request
         fill_negative(v, request, p, who, domain, diagnostic);
         return diagnostic;
     }
-    v->statistics.memory_reads += walk.reads;
+    v->unit.statistics.memory_reads += walk.reads;
     leaf = walk.leaf.address | walk.permissions |
            (walk.leaf.attributes & IEMU_SNOOP ? IEMU_LEAF_SNOOP : 0);
     shift = walk.leaf.shift;
@@ -580,51 +580,27 @@ static uint32_t owed(struct iemu_unit *unit, const struct iemu_stale_use *use)
                                                        : IEMU_OWED_IOTLB_GLOBAL);
 }
 
-static void translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
-                              struct iemu_result *result)
+void vtd_translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
+                           struct iemu_result *result)
 {
     struct iemu_vtd *v = vtd_of(unit);
     struct iemu_trail used = {0}, now = {0};
     struct passage p = {.trail = &used, .use_caches = true}, q = {.trail = &now};
+    struct iemu_second_look before;
     struct iemu_result fresh;
-    struct iemu_memory *memory = &unit->machine->memory;
-    uint32_t armed;
-    uint64_t reads;
 
     resolve(v, request, &p, result);
-    /* The second look is the detector's, not the device's: it leaves no trace. */
-    reads = v->statistics.memory_reads;
-    armed = memory->armed_count;
-    memory->armed_count = 0;
+    before = iemu_watch_begin(unit);
     resolve(v, request, &q, &fresh);
-    memory->armed_count = armed;
-    v->statistics.memory_reads = reads;
+    iemu_watch_end(unit, before);
     iemu_watch_compare(unit, request, result, &used, &fresh, &now, owed);
     record(v, request, p.suppress, result);
 }
 
-static void translate_traced(struct iemu_unit *unit, const struct iemu_request *request,
-                             struct iemu_result *result)
+void vtd_update_quick(struct iemu_vtd *v)
 {
-    (unit->watch ? translate_watched : vtd_translate)(unit, request, result);
-    iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_TRANSLATE,
-                                                            .address = request->address,
-                                                            .a = result->address,
-                                                            .b = request->access,
-                                                            .requester = request->requester,
-                                                            .code = result->fault,
-                                                            .unit = (uint16_t)unit->number});
-}
-
-void vtd_choose_translate(struct iemu_unit *unit)
-{
-    struct iemu_vtd *v = vtd_of(unit);
-
-    unit->translate = iemu_tracing(unit->machine) ? translate_traced
-                      : unit->watch               ? translate_watched
-                                                  : vtd_translate;
     v->quick = vtd_status(v, VTD_MASK(GSTS, TES)) && !VTD_GET(RTADDR, TTM, v->root) &&
-               !v->protect && unit->iotlb_lookup == IEMU_BY_REQUESTER;
+               !v->protect && v->unit.iotlb_lookup == IEMU_BY_REQUESTER;
 }
 
 void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag *tag,
@@ -634,6 +610,6 @@ void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag 
         iemu_describe_line(unit, cache, tag, line, entry);
         return;
     }
-    entry->address = tag->who; /* interrupt index */
+    entry->address = iemu_tag_who(tag); /* interrupt index */
     entry->output = line->value[0];
 }

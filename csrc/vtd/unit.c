@@ -179,7 +179,7 @@ static void global_command(struct iemu_vtd *v, uint32_t command)
         toggle_interrupts(v, command & VTD_MASK(GCMD, IRE));
     if (changed & VTD_MASK(GCMD, CFI))
         set_status(v, VTD_MASK(GSTS, CFIS), command & VTD_MASK(GCMD, CFI));
-    vtd_choose_translate(&v->unit);
+    vtd_update_quick(v);
 }
 
 /* ---- protected memory (2.11) -------------------------------------------------------------------- */
@@ -203,7 +203,7 @@ static void protection_written(struct iemu_vtd *v)
         v->protected_low[0] = UINT64_MAX;
     if (!VTD_GET(CAP, PHMR, v->cap))
         v->protected_high[0] = UINT64_MAX;
-    vtd_choose_translate(&v->unit);
+    vtd_update_quick(v);
 }
 
 /* ---- register access ------------------------------------------------------------------------------ */
@@ -313,11 +313,6 @@ static void resume(struct iemu_unit *unit)
     vtd_invalidation_run(v);
 }
 
-static size_t counters(struct iemu_unit *unit, struct iemu_counter *out, size_t count)
-{
-    return iemu_count(unit, &vtd_of(unit)->statistics, out, count);
-}
-
 static void destroy(struct iemu_unit *unit)
 {
     vtd_invalidation_reset(vtd_of(unit));
@@ -327,6 +322,8 @@ static void destroy(struct iemu_unit *unit)
 
 static const struct iemu_unit_ops vtd_ops = {
     .vendor = IEMU_VTD,
+    .translate = vtd_translate,
+    .translate_watched = vtd_translate_watched,
     .mmio_read = mmio_read,
     .mmio_write = mmio_write,
     .remap_interrupt = vtd_remap_interrupt,
@@ -334,11 +331,9 @@ static const struct iemu_unit_ops vtd_ops = {
     .resume = resume,
     .reset = reset,
     .describe = vtd_describe,
-    .counters = counters,
     .invalidation_state = vtd_invalidation_state,
     .has_field = has_field,
     .register_offset = register_offset,
-    .choose_translate = vtd_choose_translate,
     .destroy = destroy,
 };
 

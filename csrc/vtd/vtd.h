@@ -116,7 +116,6 @@ struct iemu_vtd {
     bool command_held;           /* GCMD waits for a drain, and is `held_command` */
     uint32_t held_command;
 
-    struct iemu_statistics statistics;
 };
 
 static inline struct iemu_vtd *vtd_of(struct iemu_unit *unit)
@@ -140,7 +139,10 @@ static inline bool vtd_status(const struct iemu_vtd *v, uint64_t mask)
 /* translate.c */
 void vtd_translate(struct iemu_unit *unit, const struct iemu_request *request,
                    struct iemu_result *result);
-void vtd_choose_translate(struct iemu_unit *unit);
+void vtd_translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
+                           struct iemu_result *result);
+/* Whether ordinary requests may take the short way; after any change of mode. */
+void vtd_update_quick(struct iemu_vtd *v);
 void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag *tag,
                   const struct iemu_line *line, struct iemu_cache_entry *entry);
 
