@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -539,20 +537,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def instructions(program: Path, *arguments: str) -> int:
-    """Return the instructions that 1000 hits take, as callgrind counts them."""
-    command = [
-        "valgrind", "--tool=callgrind", "--toggle-collect=hits",
-        f"--callgrind-out-file={program}.out", str(program), *arguments,
-    ]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = re.search(r"Collected : (\d+)", done.stderr)
-    assert found is not None
-    return int(found[1])
+    """Return the instructions that 100 hits take, counted by single-stepping."""
+    return int(subprocess.run([program, *arguments], check=True, capture_output=True).stdout)
 
 
-@pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
-def test_stale_use_switched_off_costs_no_instruction(tmp_path: Path) -> None:
-    """1000 hits: the same count whether the detector was never on, or on and off again."""
+def test_stale_use_switched_off_costs_no_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 hits: the same count whether the detector was never on, or on and off again."""
+    monkeypatch.delenv("LD_PRELOAD", raising=False)  # a sanitizer's, not this program's
     source, program = Path(__file__).with_name("stale_use_hits.c"), tmp_path / "hits"
     config = Bench(fault_offset=0x220, iotlb_offset=0xF0).config
     words = [f"-DUNIT_{name.upper()}={config[name]:#x}ull" for name in ("cap", "ecap")]
@@ -562,5 +555,5 @@ def test_stale_use_switched_off_costs_no_instruction(tmp_path: Path) -> None:
     built = subprocess.run([*command, "-pthread", "-o", program], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     never = instructions(program)
-    assert never > 0
+    assert never > 100
     assert instructions(program, "watched") == never
