@@ -155,16 +155,27 @@ static void sweep(struct iemu_cache *cache, uint32_t domain, uint64_t first, uin
     }
 }
 
+static __attribute__((noinline)) void drop_in_set(struct iemu_cache *cache, struct iemu_tag *tag,
+                                                  uint32_t domain, uint64_t page)
+{
+    for (const struct iemu_tag *end = tag + cache->ways; tag < end; tag++) {
+        if (tag->page == page && iemu_tag_domain(tag) == domain)
+            forget(cache, tag);
+    }
+}
+
+/* Mostly there is nothing to drop: four ways, the usual number, are compared at once. */
 static inline void drop_page(struct iemu_cache *cache, uint32_t domain, uint64_t number,
                              unsigned shift)
 {
     uint64_t page = number << shift | shift;
     struct iemu_tag *tag = iemu_cache_set(cache, (uint32_t)number);
 
-    for (const struct iemu_tag *end = tag + cache->ways; tag < end; tag++) {
-        if (iemu_unlikely(tag->page == page) && iemu_tag_domain(tag) == domain)
-            forget(cache, tag);
-    }
+    if (iemu_likely(cache->ways == 4) &&
+        iemu_likely(!((tag[0].page == page) | (tag[1].page == page) | (tag[2].page == page) |
+                      (tag[3].page == page))))
+        return;
+    drop_in_set(cache, tag, domain, page);
 }
 
 /* The same for several pages of a size; true if it has looked at every size at once. */

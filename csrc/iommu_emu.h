@@ -203,7 +203,7 @@ enum iemu_status {
     IEMU_UR = 1,            /* Unsupported Request */
     IEMU_CA = 2,            /* Completer Abort */
     IEMU_PENDING = 3,       /* in flight; take it by its token */
-    IEMU_BUSY = 4,          /* backpressure: nothing was sent, try again later */
+    IEMU_BUSY = 4,          /* backpressure: send what is behind `done` again later */
     IEMU_REMOVED = 5,       /* the function is gone; nothing was sent */
 };
 
@@ -241,7 +241,8 @@ struct iemu_completion {
  * read; for an AtomicOp the operand (compare and swap: compare, then swap value) on entry and the
  * old value on return. Returns enum iemu_status, or IEMU_E_ARGUMENT. A transfer that is
  * IEMU_PENDING is finished by iemu_dma_take with the same `data`: parts that were read at once
- * are there already. A transfer of more pages than the transaction pool has free is IEMU_BUSY.
+ * are there already. IEMU_BUSY: the transaction pool has no room. With a latency nothing was sent
+ * then; without, `done` bytes of the completion were, up to the part that had to wait.
  */
 int iemu_dma(struct iemu_port *port, const struct iemu_transfer *transfer, void *data,
              struct iemu_completion *completion);

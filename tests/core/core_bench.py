@@ -84,7 +84,7 @@ ONE_SHOT = SRTP | WBF | SIRTP
 PFO, PPF, IQE = 1 << 0, 1 << 1, 1 << 4
 IM, IP = 1 << 31, 1 << 30
 
-DEVICE_TLB = 1 << 2  # ECAP.DT
+DEVICE_TLB, PASID = 1 << 2, 1 << 40  # ECAP.DT, ECAP.PASID
 
 GLOBAL, DOMAIN, SELECTIVE = 1, 2, 3
 
@@ -164,8 +164,8 @@ class Table:
 class Bench:
     """One machine, one unit at BASE that serves segment 0.
 
-    Named capabilities are arguments of `Capabilities`; `device_tlb` adds ECAP.DT, which the core
-    knows and the Python configuration does not offer yet.
+    Named capabilities are arguments of `Capabilities`; `device_tlb` and `pasid` add ECAP.DT and
+    ECAP.PASID, which the core knows and the Python configuration does not offer yet.
     """
 
     def __init__(
@@ -182,6 +182,7 @@ class Bench:
         compress: bool = False,
         protected_shift: int = 21,
         device_tlb: bool = False,
+        pasid: bool = False,
         transactions: int = 64,
         messages: int = 1024,
         trace_events: int = 0,
@@ -204,7 +205,7 @@ class Bench:
                 "timing": timing.parameters(),
             },
             "cap": self.capabilities.cap,
-            "ecap": self.capabilities.ecap | (DEVICE_TLB if device_tlb else 0),
+            "ecap": self.capabilities.ecap | device_tlb * DEVICE_TLB | pasid * PASID,
             "major": major,
             "minor": minor,
             "compress_faults": compress,

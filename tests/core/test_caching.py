@@ -343,6 +343,18 @@ def test_caching_mode_keeps_fpd(fpd: bool) -> None:
             assert bench.translate(0x5000, requester=requester).recorded is not fpd
 
 
+@pytest.mark.parametrize("cm", [False, True])
+def test_caching_mode_counts_a_path_without_permissions_as_not_present(cm: bool) -> None:
+    bench = Bench(caching_mode=cm)
+    table = bench.attach()
+    table.map(0x5000, 0x20_0000, W)
+    at = table.entry(0x5000, 4)
+    bench.poke(at, bench.peek(at) & ~W)
+    bench.enable()
+    assert bench.fault(0x5000) == 6
+    assert len(bench.unit.entries(CacheId.IOTLB)) == cm
+
+
 def test_caching_mode_present_entries_are_cached_either_way() -> None:
     bench = Bench(caching_mode=True)
     bench.attach().map(0x5000, 0x20_0000)

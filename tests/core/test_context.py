@@ -275,6 +275,7 @@ def test_context_malformed_address_type_is_unsupported(
 @pytest.mark.parametrize("ttm", [1, 2, 3])
 def test_context_translation_table_mode_must_be_supported(bench: Bench, ttm: int) -> None:
     ready(bench)
+    bench.write("PMEN", 0)
     bench.translate(0x5000)  # what is cached does not matter
     bench.set_root(ROOT_TABLE | ttm << 10)
     result = bench.translate(0x5000)
@@ -314,11 +315,19 @@ def test_context_disabled_unit_refuses_ats(at: AddressType) -> None:
     assert (result.outcome, result.recorded) == (Outcome.UNSUPPORTED, False)
 
 
-def test_context_disabling_again_passes(bench: Bench) -> None:
+@pytest.mark.parametrize("protect", [None, 0, 1 << 31])
+def test_context_disabling_again_passes(bench: Bench, protect: int | None) -> None:
+    """Whatever else was written before: what is cached must not answer any more."""
+    bench.write("PLMBASE", 0x60_0000)
+    bench.write("PHMBASE", 0x60_0000)  # limits are 0: both regions are empty
     ready(bench)
+    if protect is not None:
+        bench.write("PMEN", protect)
     assert bench.reads(0x5000) == 0x20_0000
     bench.command(TE, on=False)
     assert bench.reads(0x5000) == 0x5000
+    bench.command(TE)
+    assert bench.reads(0x5000) == 0x20_0000
 
 
 # ---- order of checks (8.3) ------------------------------------------------------------------
