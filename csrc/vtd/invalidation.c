@@ -76,6 +76,8 @@ static bool invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
     /* Address bits above MGAW are ignored, as are the low AM bits (7.2). */
     uint64_t first = c->address & iemu_low_mask(v->guest_width) & ~pages;
 
+    /* The set may be far from this CPU; the drain and the other cache come first. */
+    __builtin_prefetch(iemu_cache_set(iotlb, iemu_page_index(first, 12)));
     if (iemu_dma_in_flight(v->unit.machine) && !drain(v, c, first, first | pages))
         return false;
     if (c->granularity == GLOBAL) {
@@ -85,9 +87,9 @@ static bool invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
         iemu_cache_drop_domain(iotlb, c->domain);
         iemu_cache_drop_domain(paging, c->domain);
     } else {
-        iemu_cache_drop_range(iotlb, c->domain, first, first | pages);
         if (!c->hint)
             iemu_cache_drop_range(paging, c->domain, first, first | pages);
+        iemu_cache_drop_range(iotlb, c->domain, first, first | pages);
     }
     return true;
 }
