@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from iommu_emu.acpi.text import format_size
 from iommu_emu.amdvi.driver import AmdviDriver
 from iommu_emu.amdvi.unit import AmdviUnit
 from iommu_emu.core import Access, Completion, FullError, Owed, StaleUse, TableLevel
@@ -17,6 +18,7 @@ from iommu_emu.devices.malicious import MaliciousDevice
 from iommu_emu.driver import Driver, Fault
 from iommu_emu.pci.address import format_requester
 from iommu_emu.pci.topology import Bridge
+from iommu_emu.routing import RuleKind
 from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdUnit
 
@@ -119,6 +121,12 @@ def _places(machine: Machine) -> Iterator[dict[str, Any]]:
         if found is not None:
             yield {"address": format_requester(found[0], rule.unit.segment)}
     yield from ({"under": bridge} for bridge in bridges)
+    ranges = [rule for rule in machine.rules if rule.kind is RuleKind.RANGE]
+    # Where there is a choice, not device 0: the host bridge, and on AMD the IOMMU itself.
+    for rule in sorted(ranges, key=lambda rule: not rule.first & 0xF8):
+        yield {"address": format_requester(rule.first, rule.unit.segment)}
+    for segment, number in machine.fabric.roots:  # the last device of any root bus
+        yield {"address": format_requester(number << 8 | 0xF8, segment)}
 
 
 def _platform(machine: Machine, device: MaliciousDevice) -> Step:
@@ -129,16 +137,21 @@ def _platform(machine: Machine, device: MaliciousDevice) -> Step:
         facts[f"{kind} unit {unit.number}"] = f"registers at {unit.base:#x}{mine}"
     for region in machine.reserved_regions:
         facts[f"reserved memory {region.base:#x}"] = (
-            f"{(region.limit + 1 - region.base) >> 10} KiB that firmware lets a device use"
+            f"{format_size(region.limit + 1 - region.base)} that firmware lets a device use"
         )
     facts["our device"] = f"{device.name} at {format_requester(device.address)}"
+    units = (
+        "One IOMMU unit, still off"
+        if len(machine.units) == 1
+        else (f"{len(machine.units)} IOMMU units, all still off")
+    )
     return Step(
         "The machine, as firmware describes it",
         "Devices read and write memory on their own (DMA). An IOMMU stands between them and "
         "memory, and lets each device reach only what the operating system has mapped for it. "
         "The ACPI table says which IOMMU serves which device.",
         facts,
-        f"{len(machine.units)} IOMMU unit(s); all of them still off, as after reset.",
+        f"{units}, as after reset.",
     )
 
 
@@ -262,7 +275,7 @@ def _fault(fault: Fault) -> str:
     kind = "DMA write" if Access.WRITE in fault.access else "DMA read"
     return (
         f"[{kind}] device {format_requester(fault.requester)}, address {fault.address:#x}, "
-        f"reason {fault.code:#04x}: {fault.condition}"
+        f"reason {fault.code:#04x} ({fault.name}): {fault.condition}"
     )
 
 

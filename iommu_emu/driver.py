@@ -12,15 +12,25 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from iommu_emu.core import Access
-from iommu_emu.page_table import EntryFormat, FrameAllocator, PageTable
+from iommu_emu.page_table import PAGE_SIZE, EntryFormat, FrameAllocator, PageTable
 from iommu_emu.unit import Unit
 
 if TYPE_CHECKING:
     from iommu_emu.machine import Machine
 
-__all__ = ["MESSAGE_ADDRESS", "Domain", "Driver", "Fault", "check_vector", "parse_permissions"]
+__all__ = [
+    "COMMAND_SIZE",
+    "MESSAGE_ADDRESS",
+    "Domain",
+    "Driver",
+    "Fault",
+    "check_granularity",
+    "check_vector",
+    "parse_permissions",
+]
 
 MESSAGE_ADDRESS = 0xFEE0_0000  # of the CPU with APIC ID 0
+COMMAND_SIZE = 16  # bytes of a descriptor (VT-d) or command (AMD-Vi)
 
 PERMISSIONS = {"r": Access.READ, "w": Access.WRITE, "rw": Access.READ | Access.WRITE}
 
@@ -71,6 +81,12 @@ def check_vector(vector: int) -> None:
     """Raise a ValueError unless an interrupt can have this vector."""
     if not 16 <= vector <= 254:
         raise ValueError(f"fault_vector must be in 16..254, not {vector}")
+
+
+def check_granularity(name: str, allowed: tuple[str, ...]) -> None:
+    """Raise a ValueError unless an invalidation can have this granularity."""
+    if name not in allowed:
+        raise ValueError(f"granularity must be one of {', '.join(allowed)}, not {name!r}")
 
 
 class Domain:
@@ -167,6 +183,9 @@ class Driver(ABC, Generic[UnitT]):
     """
 
     WAYS: tuple[str, ...] = ("queue", "none")
+    QUEUE: str  # what the vendor calls its ring of commands, which is one page here
+    QUEUE_HEAD: str  # the register with the byte offset of what the unit does next
+    QUEUE_TAIL: str  # the same of what software puts next: the doorbell
 
     def __init__(
         self, machine: Machine, unit: UnitT, frames: range, invalidation: str = "queue"
@@ -180,6 +199,8 @@ class Driver(ABC, Generic[UnitT]):
         self.frames = FrameAllocator(self.memory, frames)
         self.domains: dict[int, Domain] = {}
         self.attached: dict[int, int] = {}  # requester ID: domain ID
+        self._queue = 0  # address of the ring of commands; 0: not on
+        self._tail = 0
 
     # ---- what vendors provide ----------------------------------------------------------------
 
@@ -249,15 +270,6 @@ class Driver(ABC, Generic[UnitT]):
         """Invalidate every translation of a domain, and wait."""
 
     @abstractmethod
-    def submit(self, *commands: bytes) -> None:
-        """Put raw commands or descriptors on the unit's queue and ring its doorbell.
-
-        Raises:
-            RuntimeError: if the queue is not on.
-            TimeoutError: if the queue stays full.
-        """
-
-    @abstractmethod
     def wait(self) -> None:
         """Return once every invalidation submitted so far is complete.
 
@@ -271,6 +283,30 @@ class Driver(ABC, Generic[UnitT]):
         """Take what the unit recorded, oldest first, and clear it."""
 
     # ---- shared ------------------------------------------------------------------------------
+
+    def submit(self, *commands: bytes) -> None:
+        """Put raw commands or descriptors on the unit's queue and ring its doorbell.
+
+        Raises:
+            RuntimeError: if the queue is not on.
+            TimeoutError: if the queue stays full.
+        """
+        if self._queue == 0:
+            raise RuntimeError(f"the {self.QUEUE} is not on")
+        for command in commands:
+            self._put(command)
+        self.unit.write(self.QUEUE_TAIL, self._tail)
+
+    def _put(self, command: bytes) -> None:
+        following = (self._tail + COMMAND_SIZE) % PAGE_SIZE
+        if self._head() == following:
+            self.unit.write(self.QUEUE_TAIL, self._tail)
+            self._until(lambda: self._head() != following, f"{self.QUEUE} full")
+        self.memory.write(self._queue + self._tail, command)
+        self._tail = following
+
+    def _head(self) -> int:
+        return self.unit.read(self.QUEUE_HEAD)
 
     def create_domain(self, levels: int = 4) -> Domain:
         """Return a new, empty domain.

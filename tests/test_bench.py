@@ -212,6 +212,15 @@ def test_bench_command_prints_a_table(capsys):
     assert "15 ns" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
+def test_bench_command_keeps_names_whole(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert command("--filter", "translate_*", "--seconds", "0") == 0
+    out = capsys.readouterr().out
+    assert "translate_miss_65536" in out
+    assert "…" not in out
+
+
 def test_bench_command_refuses_an_unknown_name(capsys):
     assert command("--filter", "warp") == 2
     assert "no benchmark matches 'warp'" in capsys.readouterr().err

@@ -3,9 +3,11 @@
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 BLOCK = re.compile(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)+)", re.S)
 
 
@@ -20,3 +22,11 @@ def test_readme_examples_print_what_the_readme_says():
 
 def test_readme_has_two_examples():
     assert len(BLOCK.findall(README.read_text())) == 2
+
+
+def test_example_first_dma_is_stopped_outside_its_page(capsys):
+    runpy.run_path(str(ROOT / "examples" / "first_dma.py"))
+    inside, outside, record = capsys.readouterr().out.splitlines()
+    assert inside == "inside:  b'hello'"
+    assert outside.startswith("outside: <Completion UNSUPPORTED_REQUEST")
+    assert "read of 0x5000: fault 0x06" in record

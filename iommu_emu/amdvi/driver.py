@@ -16,7 +16,14 @@ from iommu_emu.amdvi.structures import (
 )
 from iommu_emu.amdvi.unit import AmdviUnit
 from iommu_emu.core import Access
-from iommu_emu.driver import MESSAGE_ADDRESS, Domain, Driver, check_vector
+from iommu_emu.driver import (
+    COMMAND_SIZE,
+    MESSAGE_ADDRESS,
+    Domain,
+    Driver,
+    check_granularity,
+    check_vector,
+)
 from iommu_emu.page_table import PAGE_SIZE, EntryFormat
 
 if TYPE_CHECKING:
@@ -25,9 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["ALL_PAGES", "AmdviDriver", "HostFormat", "invalidation_address"]
 
 ALL_PAGES = 0x7FFF_FFFF_FFFF_F000  # with S=1: no size, everything (AMD-Vi 9.2)
-ENTRY_SIZE = 16
-RING_SIZE = PAGE_SIZE // ENTRY_SIZE
-RING_LENGTH = RING_SIZE.bit_length() - 1
+EVENT_SIZE = 16
+RING_LENGTH = (PAGE_SIZE // COMMAND_SIZE).bit_length() - 1  # of both rings: log2 of entries
 LARGEST_PAGE_SHIFT = 51
 DEFAULT_SHIFTS = frozenset({12, 21, 30})
 
@@ -96,7 +102,14 @@ class AmdviDriver(Driver[AmdviUnit]):
         frames: range of RAM that the driver may use for its tables and queues.
         invalidation: "queue" or "none".
         buses: PCI buses that the device table covers, 1..256; devices above are blocked.
+
+    Raises:
+        ValueError: if an argument is outside its range.
     """
+
+    QUEUE = "command buffer"
+    QUEUE_HEAD = "CmdBufHead"
+    QUEUE_TAIL = "CmdBufTail"
 
     def __init__(
         self,
@@ -112,10 +125,8 @@ class AmdviDriver(Driver[AmdviUnit]):
             raise ValueError(f"buses must be in 1..256, not {buses}")
         self._table_frames = buses * 256 * DeviceTableEntry.size // PAGE_SIZE
         self._table = 0
-        self._commands = 0
         self._events = 0
         self._status = 0
-        self._tail = 0
         self._waits = 0
 
     # ---- bringing the unit up ----------------------------------------------------------------
@@ -131,12 +142,12 @@ class AmdviDriver(Driver[AmdviUnit]):
         self._table = self.frames.take(self._table_frames)
         entries = self._table_frames * PAGE_SIZE // DeviceTableEntry.size
         self.memory.write(self._table, self._blocked() * entries)
-        self._commands = self.frames.take()
+        self._queue = self.frames.take()
         self._events = self.frames.take()
         self._status = self.frames.take()
         self._tail = 0
         self.unit.write("DevTabBase", self._table | self._table_frames - 1)
-        self.unit.write("CmdBufBase", self._commands | RING_LENGTH << 56)
+        self.unit.write("CmdBufBase", self._queue | RING_LENGTH << 56)
         self.unit.write("EvtLogBase", self._events | RING_LENGTH << 56)
         for pointer in ("CmdBufHead", "CmdBufTail", "EvtLogHead", "EvtLogTail"):
             self.unit.write(pointer, 0)
@@ -249,7 +260,7 @@ class AmdviDriver(Driver[AmdviUnit]):
             granularity: "device"; AMD-Vi has no other, but for `invalidate_all`.
             requester: device ID.
         """
-        _check_granularity(granularity, ("device",))
+        check_granularity(granularity, ("device",))
         if self.invalidation == "queue":
             self.submit(InvalidateDevtabEntry.build(device_id=requester))
 
@@ -271,7 +282,7 @@ class AmdviDriver(Driver[AmdviUnit]):
             size: for "page": bytes; the command covers the smallest power of two around them.
             keep_tables: for "page": page-structure caches may be kept (PDE=0).
         """
-        _check_granularity(granularity, ("domain", "page"))
+        check_granularity(granularity, ("domain", "page"))
         page = granularity == "page"
         sized, address = invalidation_address(iova, size) if page else (1, ALL_PAGES)
         if self.invalidation == "queue":
@@ -296,33 +307,6 @@ class AmdviDriver(Driver[AmdviUnit]):
         for domain_id in (0, 1, *self.domains):
             self.invalidate_iotlb("domain", domain_id)
 
-    def submit(self, *commands: bytes) -> None:
-        """Put commands into the command buffer and ring the doorbell (AMD-Vi 3.3).
-
-        Raises:
-            RuntimeError: if the driver is not started.
-            TimeoutError: if the buffer stays full.
-        """
-        if self._commands == 0:
-            raise RuntimeError("the command buffer is not on")
-        for command in commands:
-            self._put(command)
-        self._ring()
-
-    def _put(self, command: bytes) -> None:
-        following = (self._tail + 1) % RING_SIZE
-        if self._head() == following:
-            self._ring()
-            self._until(lambda: self._head() != following, "command buffer full")
-        self.memory.write(self._commands + ENTRY_SIZE * self._tail, command)
-        self._tail = following
-
-    def _ring(self) -> None:
-        self.unit.write("CmdBufTail", ENTRY_SIZE * self._tail)
-
-    def _head(self) -> int:
-        return self.unit.read("CmdBufHead") // ENTRY_SIZE
-
     def wait(self) -> None:
         """Return once every command submitted so far is complete; see `Driver.wait`."""
         if self.invalidation != "queue":
@@ -334,7 +318,9 @@ class AmdviDriver(Driver[AmdviUnit]):
 
     def _waited(self, number: int) -> bool:
         if not self.unit.field("Status", "CmdBufRun"):
-            raise RuntimeError(f"the command buffer stopped at command {self._head()}")
+            raise RuntimeError(
+                f"the command buffer stopped at command {self._head() // COMMAND_SIZE}"
+            )
         return int.from_bytes(self.memory.read(self._status, 8), "little") == number
 
     # ---- events ------------------------------------------------------------------------------
@@ -344,15 +330,10 @@ class AmdviDriver(Driver[AmdviUnit]):
         head, tail = self.unit.read("EvtLogHead"), self.unit.read("EvtLogTail")
         records = []
         while head != tail:
-            records.append(EventRecord.decode(self.memory.read(self._events + head, ENTRY_SIZE)))
-            head = (head + ENTRY_SIZE) % PAGE_SIZE
+            records.append(EventRecord.decode(self.memory.read(self._events + head, EVENT_SIZE)))
+            head = (head + EVENT_SIZE) % PAGE_SIZE
         self.unit.write("EvtLogHead", head)
         overflow = self.unit.field_info("Status", "EventOverflow").mask
         pending = overflow | self.unit.field_info("Status", "EventLogInt").mask
         self.unit.write("Status", pending)
         return records
-
-
-def _check_granularity(name: str, allowed: tuple[str, ...]) -> None:
-    if name not in allowed:
-        raise ValueError(f"granularity must be one of {', '.join(allowed)}, not {name!r}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from iommu_emu import core
-from iommu_emu.amdvi.structures import event_structure
+from iommu_emu.amdvi.structures import IoPageFault, event_structure
 from iommu_emu.bitfields import Entry
 from iommu_emu.core import Access, FaultInfo, Vendor
 
@@ -70,7 +70,9 @@ class EventRecord:
 
     @property
     def condition(self) -> str:
-        """What the event means, for people."""
+        """What the event means, for people: as much as its flags tell."""
+        if self.code == IoPageFault["code"].value:
+            return _page_fault(self.flags)
         listed = [row.condition for row in causes(self.code)]
         return "; ".join(dict.fromkeys(listed)) or "no cause is listed"
 
@@ -81,3 +83,16 @@ class EventRecord:
             f"{bus:02x}:{devfn >> 3:02x}.{devfn & 7} {self.name} address {self.address:#x}"
             f" flags {flags}"
         )
+
+
+def _page_fault(flags: tuple[str, ...]) -> str:
+    """Say what the flags of an IO_PAGE_FAULT leave of its causes (AMD-Vi 10.1)."""
+    if "i" in flags:
+        return "reserved field in an interrupt's entry" if "rz" in flags else "interrupt refused"
+    if "pe" in flags:
+        return f"no permission to {'write' if 'rw' in flags else 'read'}"
+    if "rz" in flags:
+        return "reserved bit set in a page-table entry"
+    if "pr" in flags:
+        return "page-table entry of an illegal level or size"
+    return "not mapped"

@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as Columns
 from rich.text import Text
 
 from iommu_emu import acpi
 from iommu_emu.acpi.view import render
+from iommu_emu.cli import source
+from iommu_emu.cli.console import console
 
-FILE_HELP = "the raw table, `-` for standard input, or the name of a built-in platform"
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 DESCRIPTION = """\
@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     show = _add(commands, "show", "print what is in a table")
-    show.add_argument("file", metavar="FILE", help=FILE_HELP)
+    show.add_argument("file", metavar="FILE", help=source.HELP)
     form = show.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="every field, for programs")
     form.add_argument("--toml", action="store_true", help="a description that `build` reads")
@@ -62,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "section of the specification. Errors mislead software that believes the table; warnings "
         "are against the specification; notes are unusual.",
     )
-    check.add_argument("file", metavar="FILE", help=FILE_HELP)
+    check.add_argument("file", metavar="FILE", help=source.HELP)
     check.add_argument("--json", action="store_true", help="a list of findings, for programs")
     check.set_defaults(run=_guard(_check))
 
@@ -101,26 +101,20 @@ def _guard(command: Callable[[Any], int]) -> Callable[[argparse.Namespace], int]
     def run(args: argparse.Namespace) -> int:
         try:
             return command(args)
-        except acpi.AcpiError as error:
-            reason = str(error)
-        except OSError as error:
-            reason = error.strerror or str(error)
-        name = getattr(args, "file", getattr(args, "description", "acpi"))
-        print(f"iommu-emu: {name}: {' '.join(reason.split())}", file=sys.stderr)
-        return 2
+        except BrokenPipeError:
+            raise
+        except (acpi.AcpiError, OSError) as error:
+            name = getattr(args, "file", getattr(args, "description", "output"))
+            return source.refuse("acpi", name, error)
 
     return run
 
 
 def _read(name: str) -> bytes:
     """Return the bytes of a file, standard input, or a built-in platform's table."""
-    if name == "-":
-        return sys.stdin.buffer.read()
-    if Path(name).exists():
-        return Path(name).read_bytes()
-    if name in acpi.platforms.names():
+    if source.is_platform(name):
         return acpi.build(acpi.platforms.load(name).table)
-    raise acpi.AcpiError("neither a file nor a built-in platform (see `acpi list`)")
+    return source.read(name)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -130,7 +124,7 @@ def _show(args: argparse.Namespace) -> int:
     elif args.toml:
         print(acpi.to_toml(table), end="")
     else:
-        Console().print(render(table))
+        console().print(render(table))
     return 0
 
 
@@ -139,21 +133,22 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        console = Console()
+        out = console()
         for finding in findings:
             line = Text(f"{finding.offset:#06x} ").append(
                 f"{finding.severity:7}", style=STYLES[finding.severity]
             )
             line.append(f" {finding.code}: {finding.reason} ({finding.section})")
-            console.print(line, soft_wrap=True)
+            out.print(line, soft_wrap=True)
         counts = [sum(f.severity == level for f in findings) for level in STYLES]
-        console.print("errors {}, warnings {}, notes {}".format(*counts), highlight=False)
+        out.print("errors {}, warnings {}, notes {}".format(*counts), highlight=False)
     return 1 if any(finding.severity == "error" for finding in findings) else 0
 
 
 def _build(args: argparse.Namespace) -> int:
-    source = sys.stdin.buffer if args.description == "-" else None
-    data = source.read() if source else Path(args.description).read_bytes()
+    data = (
+        sys.stdin.buffer.read() if args.description == "-" else Path(args.description).read_bytes()
+    )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -173,5 +168,5 @@ def _list(args: argparse.Namespace) -> int:
     for name in acpi.platforms.names():
         platform = acpi.platforms.load(name)
         columns.add_row(name, platform.table.signature, platform.title)
-    Console().print(columns)
+    console().print(columns)
     return 0

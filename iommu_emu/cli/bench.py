@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from iommu_emu.bench import BENCHMARKS, Benchmark, Measurement, measure, met, select
+from iommu_emu.cli.console import console
+
+DESCRIBED = 100  # columns from which on the table says what each operation is
 
 DESCRIPTION = """\
 Measures what the operations of an emulated VT-d unit cost on this machine: translations that
@@ -54,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=seconds,
         default=10.0,
         metavar="N",
         help="time to measure, for all together; more steadies the medians (default: 10)",
@@ -62,7 +65,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Parse a number of seconds; argparse names this function in its message."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
@@ -82,7 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([plain(measurement) for measurement in measurements], indent=2))
     else:
-        Console().print(_table(measurements))
+        out = console()
+        out.print(_table(measurements, described=out.width >= DESCRIBED))
     return 0
 
 
@@ -96,17 +101,19 @@ def plain(measurement: Measurement) -> dict[str, str | float]:
     }
 
 
-def _table(measurements: Sequence[Measurement]) -> Table:
+def _table(measurements: Sequence[Measurement], *, described: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("benchmark", no_wrap=True)
     for heading in ("ns", "floor", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("target", "met", "what one operation is"):
-        table.add_column(heading, no_wrap=heading == "met")
+    table.add_column("target", overflow="fold")
+    table.add_column("met", no_wrap=True)
+    if described:
+        table.add_column("what one operation is", overflow="fold")
     for measurement in measurements:
         benchmark = BENCHMARKS[measurement.name]
         reached = met(measurement, measurements)
-        table.add_row(
+        cells: list[str | Text] = [
             measurement.name,
             f"{measurement.ns:.1f}",
             f"{measurement.floor_ns:.1f}",
@@ -114,7 +121,8 @@ def _table(measurements: Sequence[Measurement]) -> Table:
             _target(benchmark),
             Text("yes", "green") if reached else Text("no", "bold red"),
             benchmark.description,
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
@@ -13,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iommu_emu.acpi import AcpiError, platforms
+from iommu_emu.cli import source
 from iommu_emu.demo import Step, tell
 from iommu_emu.machine import Machine
 
@@ -44,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "table",
         nargs="?",
         metavar="TABLE",
-        help="a DMAR or IVRS file, or a built-in platform (`iommu-emu acpi list`)",
+        help=source.HELP,
     )
     parser.add_argument(
         "--iommu",
@@ -57,9 +56,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Tell the story; returns the exit code."""
-    name = arguments.table or DEFAULTS[arguments.iommu or "vtd"]
+    named = arguments.table is not None
+    name = arguments.table if named else DEFAULTS[arguments.iommu or "vtd"]
     try:
-        if arguments.table and arguments.iommu:
+        if named and arguments.iommu:
             raise ValueError("--iommu chooses a platform only where no table is named")
         machine = _machine(name)
         if arguments.json:
@@ -67,16 +67,17 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"table": name, "steps": steps}, indent=2))
         else:
             _print(name, machine)
+    except BrokenPipeError:
+        raise
     except (AcpiError, ValueError, OSError) as error:
-        print(f"iommu-emu demo: {name}: {error}", file=sys.stderr)
-        return 2
+        return source.refuse("demo", name, error)
     return 0
 
 
 def _machine(name: str) -> Machine:
-    if name in platforms.names():
+    if source.is_platform(name):
         return Machine.from_platform(name)
-    return Machine.from_acpi(Path(name).read_bytes())
+    return Machine.from_acpi(source.read(name))
 
 
 def _plain(step: Step) -> dict[str, object]:
@@ -91,9 +92,13 @@ def _plain(step: Step) -> dict[str, object]:
 
 def _print(name: str, machine: Machine) -> None:
     console = Console(highlight=False)
-    title = platforms.load(name).title if name in platforms.names() else name
-    console.print(Panel(Text(title, justify="center"), title="iommu-emu demo", style="bold"))
+    title = "a table from standard input" if name == "-" else name
+    if source.is_platform(name):
+        title = platforms.load(name).title
     for number, step in enumerate(tell(machine), 1):
+        if number == 1:  # a machine that no device can be attached to has no story
+            head = Text(title, justify="center")
+            console.print(Panel(head, title="iommu-emu demo", style="bold"))
         _print_step(console, number, step)
 
 
@@ -102,6 +107,8 @@ def _print_step(console: Console, number: int, step: Step) -> None:
     console.print(f"\n[bold]{number}. {step.title}[/bold]")
     console.print(Text(step.text), style="dim")
     facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
     for fact, value in step.facts.items():
         facts.add_row(Text(f"   {fact}", style="cyan"), Text(value))
     console.print(facts)

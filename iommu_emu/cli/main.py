@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for module in (demo, acpi, bench):
         module.add_parser(commands)
     chosen = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without our arrows gets a "?"
     try:
         return int(chosen.run(chosen))
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough

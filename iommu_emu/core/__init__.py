@@ -1,4 +1,4 @@
-"""Typed handles on the C core: the only package that touches cffi.
+"""Typed handles on the C core: beside `iommu_emu.bench` the only code that touches cffi.
 
 Handles are thin: one method a C function, Python types in and out, errors as exceptions. A
 `CoreMachine` owns everything on the C side but `Region`s; units and ports keep their machine

@@ -81,7 +81,7 @@ class FaultInfo:
         condition: when it happens.
         section: where the specification says so.
         code: architectural code.
-        qualified: VT-d: suppressed by FPD.
+        qualified: the device's own entry can suppress it (VT-d FPD, AMD-Vi SA and SE).
     """
 
     diagnostic: int

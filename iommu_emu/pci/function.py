@@ -103,7 +103,6 @@ class Function:
         self.devfn = 0
         self.msi: Msi | None = None
         self.msix: Msix | None = None
-        self._windows: dict[int, int] = {}  # BAR index: base of the window that is mapped
         config.set(0x00, 4, device_id << 16 | vendor_id)
         config.set(0x08, 4, class_code << 8 | revision)
         config.set(0x0E, 1, header_type)

@@ -169,7 +169,8 @@ class Walker(reference.Walker[Context]):
         entry = DeviceTableEntry.parse(data)
         value = int.from_bytes(data, "little")
         low, high = value & (1 << 128) - 1, value >> 128 << 128
-        conditional = DeviceTableEntry["had"].mask | DeviceTableEntry["cxl"].mask
+        # Reserved without the features that define them (AMD-Vi 15).
+        conditional = sum(DeviceTableEntry[name].mask for name in ("had", "cxl", "sats"))
         reserved = low & (DeviceTableEntry.reserved_mask | conditional) if entry.v else 0
         if entry.iv:
             guest = DeviceTableEntry["guest_paging_mode"].mask | DeviceTableEntry["hptmode"].mask

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iommu_emu.core import Access
-from iommu_emu.driver import MESSAGE_ADDRESS, Domain, Driver, check_vector
+from iommu_emu.driver import (
+    COMMAND_SIZE,
+    MESSAGE_ADDRESS,
+    Domain,
+    Driver,
+    check_granularity,
+    check_vector,
+)
 from iommu_emu.page_table import PAGE_SIZE, EntryFormat
 from iommu_emu.vtd.capabilities import Capabilities
 from iommu_emu.vtd.faults import FaultRecord
@@ -26,8 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["SecondStageFormat", "VtdDriver"]
 
 GRANULARITIES = {"global": 1, "domain": 2, "device": 3, "page": 3}
-DESCRIPTOR_SIZE = 16
-QUEUE_SIZE = PAGE_SIZE // DESCRIPTOR_SIZE
 FRCD_F = 1 << 127
 
 
@@ -64,6 +69,9 @@ class VtdDriver(Driver[VtdUnit]):
     """Programs a VT-d unit; see `Driver` for what both vendors offer."""
 
     WAYS = ("queue", "register", "none")
+    QUEUE = "invalidation queue"
+    QUEUE_HEAD = "IQH"
+    QUEUE_TAIL = "IQT"
 
     def __init__(
         self, machine: Machine, unit: VtdUnit, frames: range, invalidation: str = "queue"
@@ -72,10 +80,8 @@ class VtdDriver(Driver[VtdUnit]):
         if invalidation == "queue" and not unit.capabilities.queued_invalidation:
             raise ValueError("invalidation must not be 'queue': the unit has no queue")
         self._contexts: dict[int, int] = {}  # bus: address of its context table
-        self._tail = 0
         self._waits = 0
         self._root = 0
-        self._queue = 0
         self._status = 0
 
     # ---- bringing the unit up ----------------------------------------------------------------
@@ -295,33 +301,6 @@ class VtdDriver(Driver[VtdUnit]):
         info = {name: self.unit.field_info(register, name) for name in values}
         self.unit.write(register, sum(value << info[name].low for name, value in values.items()))
 
-    def submit(self, *descriptors: bytes) -> None:
-        """Put descriptors on the invalidation queue and ring the doorbell (VT-d 7.1).
-
-        Raises:
-            RuntimeError: if the queue is not on.
-            TimeoutError: if the queue stays full.
-        """
-        if self._queue == 0:
-            raise RuntimeError("the invalidation queue is not on")
-        for descriptor in descriptors:
-            self._put(descriptor)
-        self._ring()
-
-    def _put(self, descriptor: bytes) -> None:
-        following = (self._tail + 1) % QUEUE_SIZE
-        if self._head() == following:
-            self._ring()
-            self._until(lambda: self._head() != following, "invalidation queue full")
-        self.memory.write(self._queue + DESCRIPTOR_SIZE * self._tail, descriptor)
-        self._tail = following
-
-    def _ring(self) -> None:
-        self.unit.write("IQT", DESCRIPTOR_SIZE * self._tail)
-
-    def _head(self) -> int:
-        return self.unit.read("IQH") // DESCRIPTOR_SIZE
-
     def wait(self) -> None:
         """Return once every invalidation submitted so far is complete; see `Driver.wait`."""
         if self.invalidation == "queue":
@@ -337,7 +316,8 @@ class VtdDriver(Driver[VtdUnit]):
         if self.unit.field("FSTS", "IQE"):
             code = self.unit.field("IQERCD", "IQEI")
             raise RuntimeError(
-                f"invalidation queue error {code} at descriptor {self._head()} (VT-d 7.6)"
+                f"invalidation queue error {code} at descriptor {self._head() // COMMAND_SIZE} "
+                "(VT-d 7.6)"
             )
         return int.from_bytes(self.memory.read(self._status, 4), "little") == number
 
@@ -359,6 +339,5 @@ class VtdDriver(Driver[VtdUnit]):
 
 
 def _granularity(name: str, allowed: tuple[str, ...]) -> int:
-    if name not in allowed:
-        raise ValueError(f"granularity must be one of {', '.join(allowed)}, not {name!r}")
+    check_granularity(name, allowed)
     return GRANULARITIES[name]

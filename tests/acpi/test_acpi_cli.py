@@ -91,7 +91,7 @@ def test_show_standard_input(run, monkeypatch):
 def test_show_wrong_checksum_refused(run, unsealed):
     code, out, err = run("show", unsealed)
     assert (code, out) == (2, "")
-    assert err.startswith(f"iommu-emu: {unsealed}: offset 0x9: checksum is 0x")
+    assert err.startswith(f"iommu-emu acpi: {unsealed}: offset 0x9: checksum is 0x")
     assert err.count("\n") == 1
 
 
@@ -110,18 +110,18 @@ def test_truncated_table_refused(run, good, command):
     code, out, err = run(command, good)
     assert (code, out) == (2, "")
     reason = "offset 0x4: table of 64 bytes overruns the 63 that are there"
-    assert err == f"iommu-emu: {good}: {reason}\n"
+    assert err == f"iommu-emu acpi: {good}: {reason}\n"
 
 
 def test_show_missing_file_refused(run):
     code, _, err = run("show", "toaster")
     assert code == 2
-    assert err.startswith("iommu-emu: toaster: neither a file nor a built-in platform")
+    assert err.startswith("iommu-emu acpi: toaster: neither a file nor a built-in platform")
 
 
 def test_show_directory_refused(run, tmp_path):
     code, _, err = run("show", tmp_path)
-    assert (code, err) == (2, f"iommu-emu: {tmp_path}: Is a directory\n")
+    assert (code, err) == (2, f"iommu-emu acpi: {tmp_path}: Is a directory\n")
 
 
 def test_check_clean_table(run):
@@ -166,7 +166,7 @@ def test_build_bad_description_refused(run, tmp_path, text, reason):
     description = tmp_path / "bad.toml"
     description.write_bytes(text)
     code, _, err = run("build", description, tmp_path / "out.bin")
-    assert (code, err) == (2, f"iommu-emu: {description}: {reason}\n")
+    assert (code, err) == (2, f"iommu-emu acpi: {description}: {reason}\n")
     assert not (tmp_path / "out.bin").exists()
 
 
@@ -183,3 +183,15 @@ def test_help_has_example_and_exit_codes(run, capsys, arguments):
     out = capsys.readouterr().out
     assert "example:\n  iommu-emu acpi " in out
     assert "exit codes:" in out
+
+
+def test_build_names_the_output_that_cannot_be_written(run, tmp_path):
+    description = tmp_path / "a.toml"
+    description.write_text(run("show", "--toml", "q35-vtd")[1])
+    code, _, err = run("build", description, tmp_path)
+    assert (code, err) == (2, f"iommu-emu acpi: {tmp_path}: Is a directory\n")
+
+
+def test_show_without_a_terminal_keeps_a_record_in_a_line(run, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert "(4 KiB)  INCLUDE_PCI_ALL" in run("show", "server-4-unit")[1]

@@ -183,6 +183,13 @@ def test_device_entry_reserved_bit_in_the_low_half_is_illegal(mapped, bit):
     )
 
 
+def test_device_entry_sats_is_reserved_without_its_feature(mapped):
+    mapped.device_entry(sats=1)
+    assert condition(mapped.check(mapped.request(IOVA))) == (
+        "device table entry: reserved bit set in 127:0"
+    )
+
+
 @pytest.mark.parametrize("field", ["reserved_181_180", "reserved_206_192", "reserved_244_240"])
 def test_device_entry_reserved_bit_in_the_high_half_is_illegal_if_valid(mapped, field):
     mapped.device_entry(iv=1, **{field: 1})

@@ -1,0 +1,17 @@
+"""The terminal that commands print on."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+
+PIPED_WIDTH = 160  # columns of output that another program reads: one line a record
+
+
+def console() -> Console:
+    """Return standard output for tables and trees: as wide as the terminal, or COLUMNS."""
+    out = Console(highlight=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = PIPED_WIDTH
+    return out
