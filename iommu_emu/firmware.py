@@ -22,6 +22,7 @@ from iommu_emu.acpi.ivrs import Ivhd, Ivmd, IvmdFlags, Ivrs
 from iommu_emu.acpi.platforms import Device as PlatformDevice
 from iommu_emu.acpi.table import AnyTable
 from iommu_emu.amdvi import presets as amdvi_presets
+from iommu_emu.amdvi.unit import WINDOW as AMDVI_WINDOW
 from iommu_emu.amdvi.unit import AmdviUnit
 from iommu_emu.core import FullError
 from iommu_emu.machine import Machine, ReservedRegion
@@ -123,10 +124,19 @@ def _vtd_unit(
     if (drhd.segment, base) in units:
         machine.notes.append(f"{what}: listed again, the first one counts")
         return None
+    if base % _PAGE or any(base == taken for _, taken in units):
+        reason = "not a page's base" if base % _PAGE else "another segment's unit is there"
+        machine.notes.append(f"{what}: {reason}, left out")
+        return None
+    width = min(max(table.host_address_width, 32), 52)
+    if width != table.host_address_width and not units:
+        machine.notes.append(
+            f"host address width {table.host_address_width} is none of a machine, taken as {width}"
+        )
     config: dict[str, Any] = {
         "base": base,
         "window": _window(machine, table, drhd),
-        "host_address_width": table.host_address_width,
+        "host_address_width": width,
         **options,
     }
     try:
@@ -275,6 +285,9 @@ def _amdvi_unit(
     if not base or base in bases:
         reason = "base 0" if not base else f"base {base:#x} is another unit's"
         machine.notes.append(f"{what}: {reason}, left out")
+        return None
+    if base % AMDVI_WINDOW:
+        machine.notes.append(f"{what}: base {base:#x} is not a multiple of its window, left out")
         return None
     bases.add(base)
     config: dict[str, Any] = {

@@ -450,6 +450,15 @@ def test_stale_use_second_look_fires_no_armed_store(unit: Bench) -> None:
     assert unit.peek(at) == 0  # it was still armed for the unit's own read
 
 
+def test_stale_use_second_look_fills_no_cache(unit: Bench) -> None:
+    """A hit whose tables are no longer cached leaves them so, though the detector walks them."""
+    unit.reads(0x5000)
+    ByRegister(unit).iotlb(SELECTIVE, 1, 0x6000)
+    assert unit.unit.entries(CacheId.PAGING) == []
+    assert unit.reads(0x5000) == 0x20_0000
+    assert unit.unit.entries(CacheId.PAGING) == []
+
+
 # ---- interrupt entries (9.4: IRTE) -------------------------------------------------------------
 
 IRT = 0x4_0000

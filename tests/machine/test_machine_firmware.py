@@ -146,14 +146,26 @@ def test_dmar_window_that_reaches_into_the_next_unit_is_cut():
     assert machine.notes == ["DRHD at 0xfed90000: window of 0x10000 bytes cut to 0x1000"]
 
 
-def test_dmar_units_of_two_segments_at_one_base_are_refused():
-    with pytest.raises(ValueError, match=r"^DRHD at 0xfed90000 in segment 1: .*overlaps"):
-        build(drhd(FIRST), drhd(FIRST, segment=1))
+def test_dmar_unit_at_another_segments_base_is_left_out():
+    machine = build(drhd(FIRST), drhd(FIRST, segment=1))
+    assert machine.notes == [
+        "DRHD at 0xfed90000 in segment 1: another segment's unit is there, left out"
+    ]
 
 
-def test_dmar_address_width_that_cannot_be_built_is_named():
-    with pytest.raises(ValueError, match=r"host_address_width must be in 32\.\.52, not 256"):
-        Machine.from_acpi(Dmar(host_address_width=256, structures=[drhd(FIRST)]))
+def test_dmar_unit_at_no_pages_base_is_left_out():
+    machine = build(drhd(FIRST + 0x10), drhd(SECOND))
+    assert [unit.base for unit in machine.units] == [SECOND]
+    assert machine.notes == [
+        "DRHD at 0xfed90010 in segment 0: not a page's base, left out",
+    ]
+
+
+@pytest.mark.parametrize(("told", "taken"), [(1, 32), (53, 52), (256, 52)])
+def test_dmar_address_width_that_no_machine_has_is_noted(told, taken):
+    machine = Machine.from_acpi(Dmar(host_address_width=told, structures=[drhd(FIRST)]))
+    assert machine.units[0].config.host_address_width == taken
+    assert machine.notes == [f"host address width {told} is none of a machine, taken as {taken}"]
 
 
 def test_dmar_scope_without_a_path_is_noted():
