@@ -12,7 +12,7 @@ from iommu_emu.geometry import PRESETS, CacheGeometry, preset
 def create(sets: int, ways: int, replacement: int = 0, cache: int = 0) -> None:
     """Create a unit whose cache number `cache` has this shape; past the checks of Python."""
     bench = Bench()
-    unit = dict(bench.config["unit"])  # type: ignore[call-overload]
+    unit = dict(bench.config["unit"])
     shapes = [dict(shape) for shape in unit["geometry"]]
     shapes[cache] = {"sets": sets, "ways": ways, "replacement": replacement, "seed": 1}
     unit |= {"geometry": shapes, "base": BASE + 0x10_0000}

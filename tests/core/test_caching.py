@@ -32,7 +32,7 @@ REQUESTER, BY_DOMAIN = IotlbLookup.BY_REQUESTER, IotlbLookup.BY_DOMAIN
 def reads_of(bench: Bench, address: int, requester: int = DEVICE, **request: object) -> int:
     """Return how many table entries one request reads from memory."""
     before = bench.counter("iommu_mrds")
-    bench.translate(address, requester=requester, **request)  # type: ignore[arg-type]
+    bench.translate(address, requester=requester, **request)
     return bench.counter("iommu_mrds") - before
 
 
@@ -238,7 +238,7 @@ def test_caching_entries_tell_the_order_of_filling(bench: Bench) -> None:
 
 
 def test_caching_entries_of_no_cache_are_none(bench: Bench) -> None:
-    assert bench.unit.entries(4) == []  # type: ignore[arg-type]
+    assert bench.unit.entries(4) == []
 
 
 # ---- caching mode (9.5) ---------------------------------------------------------------------

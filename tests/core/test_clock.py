@@ -95,7 +95,7 @@ def test_clock_cancelled_events_do_not_run() -> None:
 
 def test_clock_two_units_keep_their_own_time() -> None:
     bench = Bench(timing=Timing(wait=100))
-    unit = bench.config["unit"] | {"base": 0x1_0000_0000}  # type: ignore[operator]
+    unit = bench.config["unit"] | {"base": 0x1_0000_0000}
     second = bench.machine.create_vtd(bench.config | {"unit": unit})
     bench.enable_queue()
     bench.submit(wait_descriptor(write=1, address=STATUS, data=1))

@@ -210,7 +210,7 @@ def test_fault_event_control_returns_to_masked_at_reset(unit: Bench, kind: Reset
 
 def test_fault_event_messages_of_two_units_tell_who_sent_them(unit: Bench) -> None:
     second = unit.machine.create_vtd(
-        unit.config | {"unit": unit.config["unit"] | {"base": 0xFEDA_0000}}  # type: ignore[operator]
+        unit.config | {"unit": unit.config["unit"] | {"base": 0xFEDA_0000}}
     )
     unit.machine.route(0, 0x100, 0x1FF, second)
     for offset, value in ((0x20, 0x1000), (0x18, 1 << 30), (0x18, 1 << 31), (0x38, 0)):

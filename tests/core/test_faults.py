@@ -139,7 +139,7 @@ CASES = [
 
 
 def prepared(case: Case, fpd: bool = False, **arguments: object) -> Bench:
-    bench = Bench(device_tlb=True, **arguments)  # type: ignore[arg-type]
+    bench = Bench(device_tlb=True, **arguments)
     case.build(bench)
     if fpd and bench.peek(bench.root_entry(0)) == 0x10_0001:
         at = bench.context_entry()

@@ -98,11 +98,11 @@ def test_gcmd_root_pointer_counts_only_after_srtp(bench: Bench) -> None:
 
 def caches(bench: Bench) -> tuple[int, int, int]:
     kinds = (CacheId.CONTEXT, CacheId.IOTLB, CacheId.PAGING)
-    return tuple(len(bench.unit.entries(kind)) for kind in kinds)  # type: ignore[return-value]
+    return tuple(len(bench.unit.entries(kind)) for kind in kinds)
 
 
 def filled(**arguments: object) -> Bench:
-    bench = Bench(**arguments)  # type: ignore[arg-type]
+    bench = Bench(**arguments)
     bench.attach().map(0x5000, 0x20_0000)
     bench.enable()
     bench.translate(0x5000)
@@ -139,7 +139,7 @@ def test_gcmd_te_drops_nothing(on: bool) -> None:
 
 
 def with_cached_interrupt(**arguments: object) -> Bench:
-    bench = Bench(interrupt_remapping=True, **arguments)  # type: ignore[arg-type]
+    bench = Bench(interrupt_remapping=True, **arguments)
     bench.poke(IRT, 0x31_0001, 0)
     bench.write("IRTA", IRT | 7)
     bench.command(SIRTP)

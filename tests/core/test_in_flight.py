@@ -37,7 +37,7 @@ FABRIC, MEMORY = 100, 50
 
 
 def prepared(**arguments: object) -> Bench:
-    bench = Bench(**arguments)  # type: ignore[arg-type]
+    bench = Bench(**arguments)
     for requester, domain in ((DEVICE, 1), (OTHER, 2)):
         table = bench.attach(requester, domain=domain)
         for page in range(16):
@@ -443,7 +443,7 @@ def test_in_flight_other_commands_drain_nothing(unit: Bench, bit: int) -> None:
 
 
 def test_in_flight_drain_is_of_one_unit(unit: Bench) -> None:
-    config = unit.config["unit"] | {"base": 0x1_0000_0000}  # type: ignore[operator]
+    config = unit.config["unit"] | {"base": 0x1_0000_0000}
     second = unit.machine.create_vtd(unit.config | {"unit": config})
     unit.machine.route(0, OTHER, OTHER, second)
     mine = translated_writes(unit, 0)

@@ -27,7 +27,7 @@ class Remapper:
 
     def __init__(self, size: int = 7, eime: bool = False, enable: bool = True, **arguments: object):
         arguments = {"extended_interrupts": True, "max_handle_mask": 15} | arguments
-        self.bench = Bench(interrupt_remapping=True, **arguments)  # type: ignore[arg-type]
+        self.bench = Bench(interrupt_remapping=True, **arguments)
         self.bench.write("IRTA", TABLE | eime << 11 | size)
         self.bench.command(SIRTP)
         if enable:
@@ -301,7 +301,7 @@ def test_interrupt_fault(code: int, qualified: bool, cause: object, fpd: bool) -
     unit.set(2, fpd << 1)
     unit.set(4, PRESENT | fpd << 1 | 1 << 12)
     unit.set(6, PRESENT | fpd << 1, 1 << 18)
-    completion = cause(unit)  # type: ignore[operator]
+    completion = cause(unit)
     assert (completion.status, completion.fault) == (Status.UNSUPPORTED_REQUEST, code)
     assert unit.bench.messages() == []
     recorded = not (fpd and qualified)

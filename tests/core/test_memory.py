@@ -365,9 +365,9 @@ def test_memory_machine_limits(arguments: dict[str, int]) -> None:
 
 def test_memory_units_are_at_most_64(bench: Bench) -> None:
     for n in range(1, 64):
-        unit = bench.config["unit"] | {"base": 0x1_0000_0000 + 0x2000 * n}  # type: ignore[operator]
+        unit = bench.config["unit"] | {"base": 0x1_0000_0000 + 0x2000 * n}
         assert bench.machine.create_vtd(bench.config | {"unit": unit}).number == n
-    unit = bench.config["unit"] | {"base": 0x2_0000_0000}  # type: ignore[operator]
+    unit = bench.config["unit"] | {"base": 0x2_0000_0000}
     with pytest.raises(FullError):
         bench.machine.create_vtd(bench.config | {"unit": unit})
 
@@ -376,7 +376,7 @@ def test_memory_units_are_at_most_64(bench: Bench) -> None:
 
 
 def test_memory_routes_select_the_unit(bench: Bench) -> None:
-    unit = bench.config["unit"] | {"base": BASE + 0x10_0000}  # type: ignore[operator]
+    unit = bench.config["unit"] | {"base": BASE + 0x10_0000}
     second = bench.machine.create_vtd(bench.config | {"unit": unit})
     bench.machine.route(0, 0x100, 0x1FF, second)
     bench.machine.route(7, 0x40, 0x40, second)

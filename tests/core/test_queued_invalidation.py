@@ -47,7 +47,7 @@ def ready(bench: Bench) -> Bench:
 
 
 def cached(bench: Bench) -> tuple[int, int]:
-    return tuple(len(bench.unit.entries(c)) for c in (CacheId.CONTEXT, CacheId.IOTLB))  # type: ignore[return-value]
+    return tuple(len(bench.unit.entries(c)) for c in (CacheId.CONTEXT, CacheId.IOTLB))
 
 
 # ---- head and tail (7.1) --------------------------------------------------------------------

@@ -29,7 +29,7 @@ def iaig(bench: Bench) -> int:
 
 def filled(**arguments: object) -> Bench:
     """Return an enabled bench with one translation of domain 1 cached."""
-    bench = Bench(**arguments)  # type: ignore[arg-type]
+    bench = Bench(**arguments)
     bench.attach().map(0x5000, 0x20_0000)
     bench.enable()
     bench.translate(0x5000)
@@ -38,7 +38,7 @@ def filled(**arguments: object) -> Bench:
 
 def cached(bench: Bench) -> tuple[int, int, int]:
     caches = (CacheId.CONTEXT, CacheId.IOTLB, CacheId.PAGING)
-    return tuple(len(bench.unit.entries(cache)) for cache in caches)  # type: ignore[return-value]
+    return tuple(len(bench.unit.entries(cache)) for cache in caches)
 
 
 EVERYTHING = (1, 1, 3)

@@ -196,9 +196,9 @@ def everything() -> Bench:
         fault_records=256,
         fault_offset=0x1000,
     )
-    ecap = bench.config["ecap"] | 1 << 57 | 1 << 40  # type: ignore[operator]
+    ecap = bench.config["ecap"] | 1 << 57 | 1 << 40
     config = bench.config | {"ecap": ecap}
-    config["unit"] = config["unit"] | {"base": BASE + 0x10_0000}  # type: ignore[operator]
+    config["unit"] = config["unit"] | {"base": BASE + 0x10_0000}
     bench.unit = bench.machine.create_vtd(config)
     return bench
 
@@ -360,8 +360,8 @@ def there(has: dict[str, bool], field: Field) -> bool:
         word = name.split(".")[0]
         row = FIELDS[name]
         if present:
-            config[word.lower()] |= row.mask  # type: ignore[operator]
-    config["unit"] = config["unit"] | {"base": BASE + 0x10_0000}  # type: ignore[operator]
+            config[word.lower()] |= row.mask
+    config["unit"] = config["unit"] | {"base": BASE + 0x10_0000}
     bench.unit = bench.machine.create_vtd(config)
     said = bench.unit.has_field(FIELDS[str(field)].index)
     if writable(field):
@@ -485,12 +485,12 @@ def test_registers_reset_drops_every_cache(bench: Bench) -> None:
 def test_registers_bad_configuration(change: dict[str, int], error: type[Exception]) -> None:
     bench = Bench()
     config = dict(bench.config)
-    unit = config["unit"] | {"base": BASE + 0x10_0000}  # type: ignore[operator]
+    unit = config["unit"] | {"base": BASE + 0x10_0000}
     for name, value in change.items():
         (unit if name in unit else config)[name] = value
     with pytest.raises(error):
         bench.machine.create_vtd(config | {"unit": unit})
     # Nothing is left behind: the same place is free, and the next unit is number 1.
     good = bench.config | {"unit": unit | {"base": BASE + 0x10_0000, "window": 0x2000}}
-    good["unit"] = bench.config["unit"] | {"base": BASE + 0x10_0000}  # type: ignore[operator]
+    good["unit"] = bench.config["unit"] | {"base": BASE + 0x10_0000}
     assert bench.machine.create_vtd(good).number == 1

@@ -30,7 +30,7 @@ GLOBAL_OWED = Owed.CONTEXT_GLOBAL | Owed.IOTLB_GLOBAL
 
 
 def watched(**arguments: object) -> Bench:
-    bench = Bench(**arguments)  # type: ignore[arg-type]
+    bench = Bench(**arguments)
     bench.unit.watch(True)
     return bench
 

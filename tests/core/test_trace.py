@@ -161,7 +161,7 @@ def test_trace_of_the_same_inputs_is_the_same() -> None:
 
 
 def test_trace_tells_units_apart(unit: Bench) -> None:
-    config = unit.config["unit"] | {"base": 0x1_0000_0000}  # type: ignore[operator]
+    config = unit.config["unit"] | {"base": 0x1_0000_0000}
     second = unit.machine.create_vtd(unit.config | {"unit": config})
     second.mmio_read(0, 4)
     (event,) = events(unit)
