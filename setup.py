@@ -66,7 +66,7 @@ if __name__ == "__main__":
         },
         package_data={
             "iommu_emu": ["py.typed", "_core.pyi"],
-            "iommu_emu.acpi": ["platforms/*.toml"],
+            "iommu_emu.acpi": ["built-in/*.toml"],
         },
         ext_modules=[extension()],
     )

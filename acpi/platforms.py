@@ -1,6 +1,6 @@
 """Built-in platforms: a table, and the PCI devices that make sense with it.
 
-Each is a TOML file in the folder `platforms`: a table description as `description` reads it, and
+Each is a TOML file in the folder `built-in`: a table description as `description` reads it, and
 a section
 
     [platform]
@@ -103,7 +103,7 @@ def read(name: str, text: str) -> Platform:
 
 
 def _folder() -> Any:
-    return files("iommu_emu.acpi") / "platforms"
+    return files("iommu_emu.acpi") / "built-in"
 
 
 def _device(item: Any) -> Device:
