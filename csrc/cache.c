@@ -155,8 +155,8 @@ static void sweep(struct iemu_cache *cache, uint32_t domain, uint64_t first, uin
     }
 }
 
-static __attribute__((noinline)) void drop_in_set(struct iemu_cache *cache, struct iemu_tag *tag,
-                                                  uint32_t domain, uint64_t page)
+void iemu_cache_drop_in_set(struct iemu_cache *cache, struct iemu_tag *tag, uint32_t domain,
+                            uint64_t page)
 {
     for (const struct iemu_tag *end = tag + cache->ways; tag < end; tag++) {
         if (tag->page == page && iemu_tag_domain(tag) == domain)
@@ -164,23 +164,8 @@ static __attribute__((noinline)) void drop_in_set(struct iemu_cache *cache, stru
     }
 }
 
-/* Mostly there is nothing to drop: four ways, the usual number, are compared at once. */
-static inline void drop_page(struct iemu_cache *cache, uint32_t domain, uint64_t number,
-                             unsigned shift)
-{
-    uint64_t page = number << shift | shift;
-    struct iemu_tag *tag = iemu_cache_set(cache, (uint32_t)number);
-
-    if (iemu_likely(cache->ways == 4) &&
-        iemu_likely(!((tag[0].page == page) | (tag[1].page == page) | (tag[2].page == page) |
-                      (tag[3].page == page))))
-        return;
-    drop_in_set(cache, tag, domain, page);
-}
-
-/* The same for several pages of a size; true if it has looked at every size at once. */
-static __attribute__((noinline)) bool drop_pages(struct iemu_cache *cache, uint32_t domain,
-                                                 uint64_t first, uint64_t last, unsigned shift)
+bool iemu_cache_drop_pages(struct iemu_cache *cache, uint32_t domain, uint64_t first,
+                           uint64_t last, unsigned shift)
 {
     uint64_t number = first >> shift, more = (last >> shift) - number;
 
@@ -189,21 +174,9 @@ static __attribute__((noinline)) bool drop_pages(struct iemu_cache *cache, uint3
         return true;
     }
     do
-        drop_page(cache, domain, number++, shift);
+        iemu_cache_drop_page(cache, domain, number++, shift);
     while (more--);
     return false;
-}
-
-void iemu_cache_drop_range(struct iemu_cache *cache, uint32_t domain, uint64_t first, uint64_t last)
-{
-    for (uint64_t sizes = cache->sizes; sizes; sizes &= sizes - 1) {
-        unsigned shift = (unsigned)__builtin_ctzll(sizes);
-
-        if (iemu_likely(!((first ^ last) >> shift)))
-            drop_page(cache, domain, first >> shift, shift);
-        else if (drop_pages(cache, domain, first, last, shift))
-            return;
-    }
 }
 
 static void drop_keys_in_set(struct iemu_cache *cache, uint32_t index, uint64_t who,

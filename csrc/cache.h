@@ -63,9 +63,6 @@ struct iemu_line *iemu_cache_fill(struct iemu_cache *cache, uint64_t page, uint6
                                   uint32_t index, uint32_t domain);
 void iemu_cache_drop_all(struct iemu_cache *cache);
 void iemu_cache_drop_domain(struct iemu_cache *cache, uint32_t domain);
-/* Drops every line of `domain` that covers any byte of [first, last]. */
-void iemu_cache_drop_range(struct iemu_cache *cache, uint32_t domain, uint64_t first,
-                           uint64_t last);
 /*
  * For caches whose lines have page 0 and are indexed by who: drops the lines whose who equals
  * `who` but for the `ignored` bits and, unless `domain` is NULL, whose domain is *domain.
@@ -172,6 +169,41 @@ static inline uint32_t iemu_page_index(uint64_t address, unsigned shift)
 static inline unsigned iemu_key_shift(uint64_t page)
 {
     return page & 63;
+}
+
+/* Drops what of `domain` has this key in the set that begins with `tag`. */
+void iemu_cache_drop_in_set(struct iemu_cache *cache, struct iemu_tag *tag, uint32_t domain,
+                            uint64_t page);
+/* Several pages of one size; true if it has looked at every size at once. */
+bool iemu_cache_drop_pages(struct iemu_cache *cache, uint32_t domain, uint64_t first,
+                           uint64_t last, unsigned shift);
+
+/* Mostly there is nothing to drop: four ways, the usual number, are compared at once. */
+static inline void iemu_cache_drop_page(struct iemu_cache *cache, uint32_t domain,
+                                        uint64_t number, unsigned shift)
+{
+    uint64_t page = number << shift | shift;
+    struct iemu_tag *tag = iemu_cache_set(cache, (uint32_t)number);
+
+    if (iemu_likely(cache->ways == 4) &&
+        iemu_likely(!((tag[0].page == page) | (tag[1].page == page) | (tag[2].page == page) |
+                      (tag[3].page == page))))
+        return;
+    iemu_cache_drop_in_set(cache, tag, domain, page);
+}
+
+/* Drops every line of `domain` that covers any byte of [first, last]. */
+static inline void iemu_cache_drop_range(struct iemu_cache *cache, uint32_t domain,
+                                         uint64_t first, uint64_t last)
+{
+    for (uint64_t sizes = cache->sizes; sizes; sizes &= sizes - 1) {
+        unsigned shift = (unsigned)__builtin_ctzll(sizes);
+
+        if (iemu_likely(!((first ^ last) >> shift)))
+            iemu_cache_drop_page(cache, domain, first >> shift, shift);
+        else if (iemu_cache_drop_pages(cache, domain, first, last, shift))
+            return;
+    }
 }
 
 /* Looks an address up at every page size present, smallest first; counts a hit or a miss. */
