@@ -701,6 +701,17 @@ def test_in_flight_removal_gives_everything_back(moment: int, destroy: bool) -> 
     assert again.write(0, bytes(4 * 4096)).pending
 
 
+def test_in_flight_removal_frees_nothing_twice() -> None:
+    bench = prepared(transactions=2)
+    gone = slow(bench)
+    gone.write(0, b"\x01")
+    bench.machine.advance_to(1000)
+    assert gone.poll() == 1
+    gone.remove()
+    assert slow(bench).write(0, b"\x02" * 8192).pending
+    assert slow(bench).write(0xF000, b"\x03").status is Status.BUSY
+
+
 def test_in_flight_removal_leaves_other_ports_alone(unit: Bench) -> None:
     first, second = slow(unit), slow(unit, OTHER)
     first.write(0, b"\x01")
