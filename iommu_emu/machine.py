@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from iommu_emu.bar_windows import BarWindows
 from iommu_emu.clock import Clock
 from iommu_emu.core import (
     CoreMachine,
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Function)
 
 DEFAULT_MEMORY = 64 << 20
-LOW_BARS = range(0xE000_0000, 0xFEC0_0000)  # below the I/O APICs
-HIGH_BARS = range(1 << 37, 1 << 38)  # for 64-bit BARs that do not fit below
-_LARGE_BAR = 64 << 20
 
 __all__ = ["DEFAULT_MEMORY", "Interrupt", "Machine", "ReservedRegion"]
 
@@ -106,6 +104,7 @@ class Machine:
         ioapics: (segment, requester ID) of I/O APICs by ID, as the table says.
         hpets: (segment, requester ID) of each interrupt source of HPETs by number.
         places: PCI addresses of a platform's functions by name.
+        windows: where functions' BARs are decoded.
         notes: what was odd in the firmware's table, and what was done about it.
 
     Raises:
@@ -135,9 +134,7 @@ class Machine:
         self.places: dict[str, str] = {}
         self.notes: list[str] = []
         self._interrupts: list[Interrupt] = []
-        self._windows: dict[int, tuple[Function, int, int]] = {}  # base: function, BAR, owner
-        self._owners: dict[int, tuple[Function, int, int]] = {}  # owner: function, BAR, base
-        self._last_owner = 0
+        self.windows = BarWindows(self.core, self.memory, self.fabric, self.units)
         self._removed: list[Port] = []
         self._servicing = False
         self._budget = messages
@@ -265,13 +262,13 @@ class Machine:
         try:
             if isinstance(function, Bridge):
                 self._number(function)
-            self._place_bars(function)
+            self.windows.place(function)
             function.dma = self.core.create_port(bus.segment, self.fabric.requester(function))
         except Exception:
             function.bus = None
             raise
         bus.functions[devfn] = function
-        self.map_bars(function)
+        self.windows.follow(function)
         command = function.config.get(COMMAND, 2) | MEMORY_ENABLE | BUS_MASTER
         function.config.write(COMMAND, 2, command)
         self.topology_changed()
@@ -300,7 +297,7 @@ class Machine:
         self._removed.append(function.dma)
         del bus.functions[function.devfn]
         function.bus = None
-        self.map_bars(function)
+        self.windows.follow(function)
         self.topology_changed()
         function.on_removed()
         if bus.parent is not None and bus.parent.slot is not None and not bus.functions:
@@ -332,55 +329,6 @@ class Machine:
             last = max(above.subordinate_number, bridge.subordinate_number)
             above.set_bus_numbers(above.secondary_number, last)
 
-    # BARs.
-
-    def _place_bars(self, function: Function) -> None:
-        for index, bar in function.bars.items():
-            if function.bar_address(index):
-                continue
-            large = bar.wide and bar.size > _LARGE_BAR
-            within = HIGH_BARS if large else LOW_BARS
-            function.place_bar(index, self._free_range(bar.size, within, function))
-
-    def _free_range(self, size: int, within: range, new: Function) -> int:
-        """Return where `size` bytes are free of memory, registers and BARs, those of `new` too."""
-        taken = [(base, base + size) for base, size in self.memory.ranges]
-        taken += [(unit.base, unit.base + unit.window) for unit in self.units]
-        for function in (*self.fabric.functions(), new):
-            for index, bar in function.bars.items():
-                address = function.bar_address(index)
-                taken.append((address, address + bar.size))
-        address = -(-within.start // size) * size
-        for start, end in sorted(taken):
-            if start < address + size and address < end:
-                address = -(-end // size) * size
-        if address + size > within.stop:
-            raise FullError(f"no room for a BAR of {size:#x} bytes in {within}")
-        return address
-
-    def map_bars(self, function: Function) -> None:
-        """Let the BAR windows follow a function's configuration.
-
-        A BAR that software put over RAM, registers or another BAR is not decoded.
-        """
-        wanted = {address: index for index, address in function.decoded_bars().items()}
-        mine = {base: w for base, w in self._windows.items() if w[0] is function}
-        for base, (_, index, owner) in mine.items():
-            if wanted.get(base) == index:
-                del wanted[base]
-            else:
-                self.memory.unmap_window(base)
-                del self._windows[base], self._owners[owner]
-        for base, index in wanted.items():
-            owner = self._last_owner + 1
-            try:
-                self.memory.map_window(base, function.bars[index].size, owner)
-            except (ValueError, FullError):
-                continue
-            self._last_owner = owner
-            self._windows[base] = (function, index, owner)
-            self._owners[owner] = (function, index, base)
-
     # What the CPU does.
 
     def mmio_read(self, address: int, size: int) -> int:
@@ -400,7 +348,7 @@ class Machine:
         unit = self._unit_at(address, size)
         if unit is not None:
             return unit.core.mmio_read(address - unit.base, size)
-        window = self._window_at(address, size)
+        window = self.windows.at(address, size)
         if window is not None:
             function, index, base = window
             value = function.access_read(index, address - base, size)
@@ -421,7 +369,7 @@ class Machine:
         if not 0 <= value < 1 << 8 * size:
             raise ValueError(f"value must fit in {size} bytes, not {value:#x}")
         unit = self._unit_at(address, size)
-        window = self._window_at(address, size)
+        window = self.windows.at(address, size)
         if unit is not None:
             unit.core.mmio_write(address - unit.base, size, value)
         elif window is not None:
@@ -452,12 +400,6 @@ class Machine:
         for unit in self.units:
             if unit.base <= address and address + size <= unit.base + unit.window:
                 return unit
-        return None
-
-    def _window_at(self, address: int, size: int) -> tuple[Function, int, int] | None:
-        for base, (function, index, _) in self._windows.items():
-            if base <= address and address + size <= base + function.bars[index].size:
-                return function, index, base
         return None
 
     # Time and the outbox.
@@ -505,9 +447,9 @@ class Machine:
 
     def _deliver(self, message: Message) -> None:
         if message.kind is MessageKind.BAR_WRITE:
-            self._bar_write(message)
+            self.windows.write(message)
         elif message.kind is MessageKind.BAR_READ:
-            self.core.answer(message.token, self._bar_read(message))
+            self.core.answer(message.token, self.windows.read(message))
         else:
             own = message.kind is MessageKind.UNIT
             self._interrupts.append(
@@ -521,27 +463,6 @@ class Machine:
                 )
             )
 
-    def _bar_write(self, message: Message) -> None:
-        window = self._owners.get(message.owner)
-        if window is None:  # unmapped since it was sent
-            return
-        function, index, base = window
-        at = message.address - base
-        for start, size in _pieces(at, message.size):
-            value = int.from_bytes(message.data[start - at : start - at + size], "little")
-            function.access_write(index, start, size, value)
-
-    def _bar_read(self, message: Message) -> bytes | None:
-        window = self._owners.get(message.owner)
-        if window is None:
-            return None
-        function, index, base = window
-        at = message.address - base
-        return b"".join(
-            function.access_read(index, start, size).to_bytes(size, "little")
-            for start, size in _pieces(at, message.size)
-        )
-
     def reset(self, *, power_on: bool = True) -> None:
         """Reset every unit and function; memory, bus numbers and time stay.
 
@@ -553,19 +474,6 @@ class Machine:
             if not isinstance(function, Bridge):
                 function.reset()
         self.service()
-
-
-def _pieces(offset: int, length: int) -> list[tuple[int, int]]:
-    """Split an access into aligned ones of 1, 2, 4 or 8 bytes: (offset, size)."""
-    pieces = []
-    end = offset + length
-    while offset < end:
-        size = 8
-        while offset % size or offset + size > end:
-            size //= 2
-        pieces.append((offset, size))
-        offset += size
-    return pieces
 
 
 def _check_size(size: int) -> None:

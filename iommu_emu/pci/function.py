@@ -193,7 +193,7 @@ class Function:
 
     def _map_bars(self) -> None:
         if self.attached:
-            self.machine.map_bars(self)
+            self.machine.windows.follow(self)
 
     def access_read(self, bar: int, offset: int, size: int) -> int:
         """Read a BAR: the MSI-X table is answered here, the rest by the model."""
