@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 from core_bench import Bench, ByQueue, ByRegister
+from in_flight_bench import prepared
 
 
 @pytest.fixture
 def bench() -> Bench:
     """A unit that supports everything of legacy mode, not yet enabled."""
     return Bench()
+
+
+@pytest.fixture
+def unit() -> Bench:
+    """An enabled unit where pages 0 to 15 of two functions are mapped (in_flight_bench)."""
+    return prepared()
 
 
 @pytest.fixture(params=[ByRegister, ByQueue], ids=["register", "queue"])
