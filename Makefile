@@ -2,10 +2,12 @@
 #
 #   make demo    set up, then see an IOMMU at work and at fault
 #   make test    set up, then everything that must hold: lint, types, tests, sanitizers
+#   make live    set up, then boot real kernels on emulated IOMMUs, in QEMU
 #   make bench   set up, then what a translation and an invalidation cost, beside their floors
 #   make lib     the C core alone: build/libiommu_emu.a, to use with csrc/iommu_emu.h
 #
-# Everything lands in .venv/ and build/; `make clean` removes both.
+# Everything lands in .venv/ and build/; `make clean` removes both. QEMU and kernels, which `make
+# test` and `make live` fetch once, are in ~/.cache/iommu-emu (see `iommu-emu fetch --help`).
 
 PYTHON ?= python3
 VENV    = .venv
@@ -15,12 +17,15 @@ SOURCES = $(shell find csrc iommu_emu devices acpi -type f \
           setup.py pyproject.toml README.md
 PYTEST_ARGS ?=
 
-.PHONY: demo test bench lib lint types tests sanitized clean
+.PHONY: demo test live bench lib lint types tests sanitized clean
 
 demo: $(VENV)/.installed
 	$(BIN)/iommu-emu demo
 
 test: lint types tests sanitized
+
+live: $(VENV)/.tools
+	$(BIN)/pytest tests/live $(PYTEST_ARGS)
 
 bench: $(VENV)/.tools
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds $(PYTEST_ARGS)

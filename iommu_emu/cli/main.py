@@ -6,9 +6,11 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from iommu_emu import __version__
-from iommu_emu.cli import acpi, bench, demo
+
+COMMANDS = ("demo", "acpi", "bench", "fetch")  # modules of iommu_emu.cli
 
 DESCRIPTION = """\
 A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
@@ -17,6 +19,7 @@ A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
   iommu-emu acpi show q35-vtd           read a DMAR or IVRS table, from a file or built in
   iommu-emu acpi check FILE             what is odd in a firmware's table
   iommu-emu bench                       what a translation costs here, beside its floor
+  iommu-emu fetch                       QEMU and kernels for live guests, into the cache
 """
 
 
@@ -29,9 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"iommu-emu {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, acpi, bench):
-        module.add_parser(commands)
-    chosen = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    # Only the module of the command is imported: each brings what takes a while to load.
+    named = [word for word in words[:1] if word in COMMANDS]
+    for name in named or COMMANDS:
+        import_module(f"iommu_emu.cli.{name}").add_parser(commands)
+    chosen = parser.parse_args(words)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without our arrows gets a "?"
     try:
