@@ -49,15 +49,19 @@ def extension() -> object:
     return ffi.distutils_extension(tmpdir=str(ROOT / "build"), verbose=False)
 
 
+def packages(root: Path, tree: str) -> list[str]:
+    """Return the packages of a folder, itself included, by their dotted names below `root`."""
+    found = sorted((root / tree).glob("**/__init__.py"))
+    return [".".join(path.parent.relative_to(root).parts) for path in found]
+
+
 if __name__ == "__main__":
     if sys.platform != "linux":
         raise SystemExit("iommu-emu needs Linux (memfd, guard pages)")
     setup(
         packages=[
-            "iommu_emu",
-            *(f"iommu_emu.{p.parent.name}" for p in (ROOT / "iommu_emu").glob("*/__init__.py")),
-            "iommu_emu.devices",
-            "iommu_emu.acpi",
+            *packages(ROOT, "iommu_emu"),
+            *(f"iommu_emu.{name}" for tree in ("devices", "acpi") for name in packages(ROOT, tree)),
         ],
         package_dir={
             "iommu_emu": "iommu_emu",
@@ -67,6 +71,10 @@ if __name__ == "__main__":
         package_data={
             "iommu_emu": ["py.typed", "_core.pyi"],
             "iommu_emu.acpi": ["built-in/*.toml"],
+            "iommu_emu.differential": ["differences.toml"],
+            "iommu_emu.guest": ["init.sh", "helper/*.c"],
         },
+        # Beside bin/, in a folder of its own: it must not be found as QEMU on a PATH.
+        data_files=[("libexec/iommu-emu", ["iommu_emu/qtest/shim/qemu-system-x86_64"])],
         ext_modules=[extension()],
     )

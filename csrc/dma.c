@@ -19,6 +19,7 @@ struct iemu_port *iemu_dma_port_create(struct iemu_machine *machine, uint16_t se
     if (!port)
         return NULL;
     port->machine = machine;
+    port->number = machine->ports_made++;
     port->segment = segment;
     port->requester = requester;
     port->routes_seen = UINT64_MAX;
@@ -52,6 +53,11 @@ void iemu_dma_port_destroy(struct iemu_port *port)
 struct iemu_machine *iemu_port_machine(struct iemu_port *port)
 {
     return port->machine;
+}
+
+uint32_t iemu_port_number(const struct iemu_port *port)
+{
+    return port->number;
 }
 
 void iemu_dma_port_latency(struct iemu_port *port, uint64_t fabric, uint64_t memory)

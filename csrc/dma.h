@@ -1,4 +1,4 @@
-/* The port's side of dma.c, for api.c. */
+/* The port's side of dma.c, for api_dma.c. */
 #ifndef IEMU_DMA_H
 #define IEMU_DMA_H
 
@@ -14,6 +14,7 @@ void iemu_dma_port_completion(const struct iemu_port *port, struct iemu_completi
 void iemu_dma_port_in_flight(const struct iemu_port *port, uint32_t *fabric,
                              uint32_t *translated);
 struct iemu_machine *iemu_port_machine(struct iemu_port *port);
+uint32_t iemu_port_number(const struct iemu_port *port);
 /* Returns enum iemu_status, or IEMU_E_ARGUMENT for a transfer that no device could send. */
 int iemu_dma_transfer(struct iemu_port *port, const struct iemu_transfer *transfer, void *data);
 int iemu_dma_collect(struct iemu_port *port, uint32_t token, uint8_t *data,

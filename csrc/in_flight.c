@@ -177,6 +177,8 @@ static bool send_to_bar(struct iemu_transaction *t, const struct iemu_range *bar
 
     if (iemu_outbox_room(machine) < pieces)
         return false;
+    if (iemu_unlikely(machine->journal != NULL) && !read)
+        iemu_journal_payload(machine->journal, t->data, t->request.length);
     for (uint32_t piece = 0; piece < pieces; piece++) {
         struct iemu_message message =
             message_of(t, read ? IEMU_MESSAGE_BAR_READ : IEMU_MESSAGE_BAR_WRITE);
@@ -196,14 +198,19 @@ static bool send_to_bar(struct iemu_transaction *t, const struct iemu_range *bar
 
 static void interrupt_target(struct iemu_transaction *t)
 {
+    struct iemu_journal *journal = t->port->machine->journal;
     uint32_t data;
 
     t->message = t->request.address;
+    if (iemu_unlikely(journal != NULL))
+        iemu_journal_payload(journal, t->data, sizeof(data));
     if (!t->unit)
         return;
     memcpy(&data, t->data, sizeof(data));
     t->unit->ops->remap_interrupt(t->unit, &t->request, &t->message, &data, &t->result);
     memcpy(t->data, &data, sizeof(data));
+    if (iemu_unlikely(journal != NULL) && t->result.diagnostic) /* else the message tells */
+        iemu_journal_translated(journal, &t->request, &t->result);
 }
 
 static bool send_interrupt(struct iemu_transaction *t)

@@ -63,6 +63,7 @@ struct iemu_port {
     uint64_t last_arrival; /* of what is queued: keeps order when a latency is lowered */
     uint64_t last_landing;
     struct iemu_completion last;
+    uint32_t number; /* in the order of creation */
     uint32_t open; /* transactions that are not free */
     uint16_t segment;
     uint16_t requester;

@@ -6,6 +6,7 @@
  *   port      where one PCI function's requests enter the fabric (its requester ID, its ordering)
  *   unit      one IOMMU: registers, caches, invalidation machine; VT-d or AMD-Vi
  *   outbox    what the core cannot finish by itself: BAR accesses, interrupt messages
+ *   journal   everything that decided a run, to replay it without its guest
  *
  * Every function here takes the machine's lock once; nothing here calls back. Functions that
  * return int return IEMU_OK or a negative enum iemu_error unless said otherwise. A pointer
@@ -113,12 +114,17 @@ void *iemu_region_host(struct iemu_region *region);
 
 /* Places RAM at `base` (page aligned); the machine takes a reference of its own. */
 int iemu_memory_map(struct iemu_machine *machine, uint64_t base, struct iemu_region *region);
+/*
+ * Places RAM without contents: it has its extent, what is written to it is lost, and what is read
+ * from it means nothing. For replays, where the records say what a unit read.
+ */
+int iemu_memory_map_hollow(struct iemu_machine *machine, uint64_t base, uint64_t size);
 /* Places a window of a function's BAR at `base`; accesses go to the outbox with `owner`. */
 int iemu_memory_map_bar(struct iemu_machine *machine, uint64_t base, uint64_t size,
                         uint32_t owner);
 /* Removes the RAM or window that starts at `base`; IEMU_E_ARGUMENT if none does. */
 int iemu_memory_unmap(struct iemu_machine *machine, uint64_t base);
-/* CPU-side access to RAM; all or nothing. IEMU_E_NOT_RAM if any byte is not RAM. */
+/* CPU-side access to RAM; all or nothing. IEMU_E_NOT_RAM if any byte is not (or hollow) RAM. */
 int iemu_memory_read(struct iemu_machine *machine, uint64_t address, void *data, size_t length);
 int iemu_memory_write(struct iemu_machine *machine, uint64_t address, const void *data,
                       size_t length);
@@ -340,6 +346,9 @@ struct iemu_unit *iemu_vtd_create(struct iemu_machine *machine,
 struct iemu_unit *iemu_amdvi_create(struct iemu_machine *machine,
                                     const struct iemu_amdvi_config *config, int *error);
 uint32_t iemu_unit_number(struct iemu_unit *unit);
+uint32_t iemu_unit_vendor(struct iemu_unit *unit); /* enum iemu_vendor */
+/* The machine's unit of this number, or NULL. */
+struct iemu_unit *iemu_machine_unit(struct iemu_machine *machine, uint32_t number);
 
 /* Register access; a size or alignment the hardware does not take reads 0 and writes nothing. */
 uint64_t iemu_mmio_read(struct iemu_unit *unit, uint64_t offset, uint32_t size);
@@ -463,6 +472,142 @@ struct iemu_trace_event {
 size_t iemu_trace_read(struct iemu_machine *machine, struct iemu_trace_event *events,
                        size_t count);
 void iemu_trace_enable(struct iemu_machine *machine, bool on);
+
+/* ---- journal and replay ------------------------------------------------------------------- */
+
+/*
+ * What happened to a machine, in order. Inputs are calls of this API that can change anything;
+ * effects follow the input that caused them. What a CPU or a device stores in RAM is no record:
+ * what a unit reads there is. Kinds and configuration values are stored in files: their numbers
+ * stay, new ones are added at the end. Columns: `size`, `id`, `number`, value[0], value[1], ...
+ */
+enum iemu_record_kind {
+    /* Inputs. */
+    IEMU_RECORD_MACHINE = 1,    /* -, -, -: transactions, messages */
+    IEMU_RECORD_RAM = 2,        /* -, -, -: base, bytes */
+    IEMU_RECORD_BAR = 3,        /* -, -, owner: base, bytes */
+    IEMU_RECORD_UNMAP = 4,      /* -, -, -: base */
+    IEMU_RECORD_CONFIG = 5,     /* -, enum iemu_config_value, index: value; before its unit */
+    IEMU_RECORD_UNIT = 6,       /* enum iemu_vendor, -, - */
+    IEMU_RECORD_ROUTE = 7,      /* 1: to a unit, segment, unit: first, last requester ID */
+    IEMU_RECORD_PORT = 8,       /* -, requester ID, port: segment; ports count from 0 */
+    IEMU_RECORD_PORT_REMOVE = 9,
+    IEMU_RECORD_PORT_DESTROY = 10, /* both: -, -, port */
+    IEMU_RECORD_LATENCY = 11,   /* -, -, port: fabric, memory in ns */
+    IEMU_RECORD_REQUESTER = 12, /* -, requester ID, port */
+    IEMU_RECORD_ADVANCE = 13,   /* -, -, -: time in ns */
+    IEMU_RECORD_TAKE = 14,      /* -, -, messages that were taken */
+    IEMU_RECORD_ANSWER = 15,    /* 1: with data, -, token: bytes */
+    IEMU_RECORD_MMIO_READ = 16, /* bytes, -, unit: offset, value */
+    IEMU_RECORD_MMIO_WRITE = 17,
+    IEMU_RECORD_TRANSLATE = 18, /* access, requester ID, unit: address, length, PASID, flags, AT */
+    IEMU_RECORD_DMA = 19,       /* access, -, port: address, length, PASID, flags,
+                                   AT | atomic << 8 | posted << 16 */
+    IEMU_RECORD_DMA_TAKE = 20,  /* -, -, port: token */
+    IEMU_RECORD_RESET = 21,     /* enum iemu_reset, -, unit */
+    IEMU_RECORD_STEP = 22,      /* -, -, unit */
+    IEMU_RECORD_TIMING = 23,    /* manual, -, unit: command, invalidation, wait in ns */
+    /* Effects. */
+    IEMU_RECORD_TIME = 64,       /* -, -, -: time in ns of what follows */
+    IEMU_RECORD_FETCH = 65,      /* quadwords, -, -: address, what the unit read */
+    IEMU_RECORD_STORE = 66,      /* bytes, -, -: address, what the unit stored */
+    IEMU_RECORD_MESSAGE = 67,    /* enum iemu_message_kind, requester ID, owner: address, data
+                                    (8 bytes), bytes, segment, token */
+    IEMU_RECORD_PAYLOAD = 68,    /* bytes, -, -: what a write carries to an interrupt or a BAR */
+    IEMU_RECORD_TRANSLATED = 69, /* outcome, requester ID, domain: input, output address,
+                                    diagnostic, fault, page_shift | permissions << 8 |
+                                    attributes << 16 | recorded << 24 */
+    IEMU_RECORD_COMPLETION = 70, /* -, -, -: status or error, done, token, address, diagnostic;
+                                    none if a transfer was done in the call */
+    IEMU_RECORD_RETURN = 71,     /* -, -, -: what the call returned, if not 0 */
+};
+
+enum iemu_config_value { /* by the names of the structs above; geometry with the cache as index */
+    IEMU_CONFIG_BASE = 1,
+    IEMU_CONFIG_WINDOW = 2,
+    IEMU_CONFIG_HOST_ADDRESS_WIDTH = 3,
+    IEMU_CONFIG_IOTLB_LOOKUP = 4,
+    IEMU_CONFIG_FETCH_GRANULE = 5,
+    IEMU_CONFIG_SETS = 6,
+    IEMU_CONFIG_WAYS = 7,
+    IEMU_CONFIG_REPLACEMENT = 8,
+    IEMU_CONFIG_SEED = 9,
+    IEMU_CONFIG_TIMING_COMMAND = 10,
+    IEMU_CONFIG_TIMING_INVALIDATION = 11,
+    IEMU_CONFIG_TIMING_WAIT = 12,
+    IEMU_CONFIG_TIMING_MANUAL = 13,
+    IEMU_CONFIG_CAP = 14,
+    IEMU_CONFIG_ECAP = 15,
+    IEMU_CONFIG_MAJOR = 16,
+    IEMU_CONFIG_MINOR = 17,
+    IEMU_CONFIG_COMPRESS_FAULTS = 18,
+    IEMU_CONFIG_PROTECTED_SHIFT = 19,
+    IEMU_CONFIG_EFR = 20,
+    IEMU_CONFIG_DEVICE_ID = 21,
+    IEMU_CONFIG_NP_CACHE = 22,
+};
+
+struct iemu_record {
+    uint8_t kind; /* enum iemu_record_kind */
+    uint8_t size;
+    uint16_t id;
+    uint32_t number;
+    uint64_t value[5];
+};
+
+enum iemu_journal_end {
+    IEMU_JOURNAL_OPEN = 0,
+    IEMU_JOURNAL_LIMIT = 1, /* the limit of records is reached */
+    IEMU_JOURNAL_TIME = 2,  /* virtual time has reached the limit */
+    IEMU_JOURNAL_FULL = 3,  /* nobody took records, and there was no room for more */
+};
+
+struct iemu_journal_config {
+    uint32_t capacity; /* records that wait to be taken, 1024..2^24 */
+    uint32_t reserved;
+    uint64_t limit;    /* records in all; 0: none */
+    uint64_t until;    /* virtual time in ns; 0: no end */
+};
+
+/*
+ * Starts a journal. Its first records build the machine as it stands, so it must not have been
+ * used: IEMU_E_STATE if a unit's registers or counters are not as after creation, anything was in
+ * flight, or messages wait; and if there is a journal already.
+ */
+int iemu_journal_start(struct iemu_machine *machine, const struct iemu_journal_config *config);
+/*
+ * Takes up to `count` records, oldest first. *end: why the journal ended by itself, enum
+ * iemu_journal_end; it ends in front of the call whose records would not fit, so what is there is
+ * complete.
+ */
+size_t iemu_journal_take(struct iemu_machine *machine, struct iemu_record *records, size_t count,
+                         uint32_t *end);
+/* Records that wait to be taken. */
+size_t iemu_journal_size(struct iemu_machine *machine);
+/* Ends the journal; what was not taken is lost. */
+void iemu_journal_stop(struct iemu_machine *machine);
+
+enum iemu_replay_outcome {
+    IEMU_REPLAY_SAME = 0,      /* every record came out again */
+    IEMU_REPLAY_DIVERGED = 1,  /* `got` came instead of the record at `position` */
+    IEMU_REPLAY_MALFORMED = 2, /* the record at `position` cannot be an input there */
+    IEMU_REPLAY_NO_MEMORY = 3,
+};
+
+struct iemu_replay {
+    uint64_t position; /* records that came out again; of the first that did not */
+    uint32_t outcome;  /* enum iemu_replay_outcome */
+    uint32_t reserved;
+    struct iemu_record got; /* kind 0: the call ended without it */
+};
+
+/*
+ * Plays records on a machine that was just created, made of the values of the first record, and
+ * compares what happens. What units read is taken from the records; RAM is hollow. Afterwards the
+ * machine is as it was at the end, to be looked at.
+ */
+void iemu_replay(struct iemu_machine *machine, const struct iemu_record *records, size_t count,
+                 struct iemu_replay *result);
 
 /* ---- exported tables: the single source of truth for names and numbers -------------------- */
 

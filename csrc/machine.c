@@ -43,6 +43,9 @@ void iemu_machine_destroy(struct iemu_machine *machine)
         free(machine->route[i]);
     iemu_memory_clear(&machine->memory);
     iemu_clock_free(&machine->clock);
+    if (machine->journal)
+        free(machine->journal->buffer);
+    free(machine->journal);
     free(machine->outbox.ring);
     free(machine->trace.ring);
     pthread_mutex_destroy(&machine->lock);

@@ -47,6 +47,7 @@ struct iemu_machine {
     struct iemu_clock clock;
     struct iemu_outbox outbox;
     struct iemu_trace trace;
+    struct iemu_journal *journal; /* NULL: none */
     struct iemu_unit *unit[IEMU_MAX_UNITS];
     uint32_t units;
     struct iemu_route_table *route[IEMU_MAX_SEGMENTS];
@@ -56,6 +57,7 @@ struct iemu_machine {
     uint32_t transactions;
     uint32_t transactions_free;
     struct iemu_port *ports;
+    uint32_t ports_made; /* the number of the next one */
     uint64_t routes_changed; /* ports look their unit up again when this moves */
 };
 
@@ -73,6 +75,10 @@ static inline bool iemu_tracing(const struct iemu_machine *machine)
 {
     return iemu_unlikely(machine->trace.on);
 }
+
+/* snapshot.c: how a machine is built, as the first records of a journal. */
+int iemu_journal_attach(struct iemu_machine *machine, struct iemu_journal *journal);
+void iemu_journal_detach(struct iemu_machine *machine);
 
 /* machine.c */
 struct iemu_unit *iemu_machine_route(struct iemu_machine *machine, uint16_t segment,

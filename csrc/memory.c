@@ -78,6 +78,11 @@ void *iemu_region_host(struct iemu_region *region)
     return region->host;
 }
 
+uint64_t iemu_region_size(const struct iemu_region *region)
+{
+    return region->size;
+}
+
 static uint64_t last_byte(const struct iemu_range *range)
 {
     return range->base + (range->size - 1);
@@ -97,6 +102,11 @@ int iemu_memory_add(struct iemu_memory *memory, const struct iemu_range *added)
         return IEMU_E_ARGUMENT;
     if (memory->ranges == IEMU_MAX_RANGES)
         return IEMU_E_FULL;
+    if (range.kind == IEMU_RANGE_RAM && !range.host && !memory->hollow) {
+        memory->hollow = calloc(1, IEMU_PAGE + IEMU_UNIT_BYTES);
+        if (!memory->hollow)
+            return IEMU_E_NO_MEMORY;
+    }
     while (at < memory->ranges && memory->range[at].base < range.base)
         at++;
     if ((at > 0 && last_byte(&memory->range[at - 1]) >= range.base) ||
@@ -149,6 +159,8 @@ void iemu_memory_clear(struct iemu_memory *memory)
 {
     while (memory->ranges)
         remove_at(memory, memory->ranges - 1);
+    free(memory->hollow);
+    memory->hollow = NULL;
 }
 
 const struct iemu_range *iemu_memory_find(const struct iemu_memory *memory, uint64_t address)
@@ -178,6 +190,8 @@ uint8_t *iemu_memory_ram_slow(struct iemu_memory *memory, uint64_t address, uint
     offset = address - range->base;
     if (length > range->size - offset)
         return NULL;
+    if (!range->host) /* a device's part of a page, or what a unit reads or stores at once */
+        return memory->hollow + address % IEMU_PAGE;
     memory->recent = (uint32_t)(range - memory->range);
     return range->host + offset;
 }
@@ -200,6 +214,19 @@ void iemu_memory_fire(struct iemu_memory *memory, uint64_t granule, uint64_t byt
             __atomic_store_n((uint64_t *)host, store.value, __ATOMIC_RELAXED);
     }
     memory->armed_count = kept;
+    iemu_memory_observe(memory);
+}
+
+void iemu_memory_observe(struct iemu_memory *memory)
+{
+    memory->observed = memory->armed_count || memory->journal;
+}
+
+void iemu_memory_fetched(struct iemu_memory *memory, uint64_t address, uint64_t *value)
+{
+    if (memory->journal)
+        iemu_journal_fetch(memory->journal, address, value, 1);
+    iemu_memory_fire(memory, address & ~7ull, 8);
 }
 
 /* 16 bytes in one aligned load: atomic on every x86-64 that has AVX. */
@@ -235,30 +262,63 @@ static void load_granule(const uint8_t *host, uint64_t *out, unsigned words)
     }
 }
 
+/* Between two granules armed stores fire. */
+static IEMU_COLD bool fetch_observed(struct iemu_memory *memory, uint64_t address, uint64_t *entry,
+                                     unsigned words, unsigned step)
+{
+    const uint8_t *host = iemu_memory_ram(memory, address, 8ull * words);
+
+    if (!host)
+        return false;
+    for (unsigned word = 0; word < words; word += step) {
+        load_granule(host + 8 * word, entry + word, step);
+        iemu_memory_fire(memory, address + 8ull * word, 8ull * step);
+    }
+    if (memory->journal)
+        iemu_journal_fetch(memory->journal, address, entry, words);
+    return true;
+}
+
 bool iemu_fetch_entry(struct iemu_memory *memory, uint64_t address, uint64_t *entry,
                       unsigned words, unsigned granule_words)
 {
-    const uint8_t *host = iemu_memory_ram(memory, address, 8ull * words);
     unsigned step = granule_words < words ? granule_words : words;
+    const uint8_t *host;
 
+    if (iemu_unlikely(memory->observed))
+        return fetch_observed(memory, address, entry, words, step);
+    host = iemu_memory_ram(memory, address, 8ull * words);
     if (iemu_unlikely(!host))
         return false;
-    if (iemu_likely(words == 2 && step == 2 && !memory->armed_count)) {
+    if (iemu_likely(words == 2 && step == 2)) {
         load_pair(host, entry); /* context entries and descriptors */
         return true;
     }
-    for (unsigned word = 0; word < words; word += step) {
+    for (unsigned word = 0; word < words; word += step)
         load_granule(host + 8 * word, entry + word, step);
-        if (iemu_unlikely(memory->armed_count))
-            iemu_memory_fire(memory, address + 8ull * word, 8ull * step);
-    }
+    return true;
+}
+
+static IEMU_COLD bool store_observed(struct iemu_memory *memory, uint64_t address,
+                                     const void *data, size_t length)
+{
+    uint8_t *host = iemu_memory_ram(memory, address, length);
+
+    if (!host)
+        return false;
+    memcpy(host, data, length);
+    if (memory->journal)
+        iemu_journal_store(memory->journal, address, data, length);
     return true;
 }
 
 bool iemu_unit_store(struct iemu_memory *memory, uint64_t address, const void *data, size_t length)
 {
-    uint8_t *host = iemu_memory_ram(memory, address, length);
+    uint8_t *host;
 
+    if (iemu_unlikely(memory->observed))
+        return store_observed(memory, address, data, length);
+    host = iemu_memory_ram(memory, address, length);
     if (!host)
         return false;
     memcpy(host, data, length);

@@ -63,10 +63,14 @@ void iemu_unit_abandon(struct iemu_unit *unit)
     iemu_unit_free(unit);
 }
 
-static void translate_traced(struct iemu_unit *unit, const struct iemu_request *request,
-                             struct iemu_result *result)
+static void translate_told(struct iemu_unit *unit, const struct iemu_request *request,
+                           struct iemu_result *result)
 {
     (unit->watch ? unit->ops->translate_watched : unit->ops->translate)(unit, request, result);
+    if (unit->machine->journal)
+        iemu_journal_translated(unit->machine->journal, request, result);
+    if (!iemu_tracing(unit->machine))
+        return;
     iemu_trace_put(unit->machine, (struct iemu_trace_event){.kind = IEMU_TRACE_TRANSLATE,
                                                             .address = request->address,
                                                             .a = result->address,
@@ -78,9 +82,11 @@ static void translate_traced(struct iemu_unit *unit, const struct iemu_request *
 
 void iemu_unit_choose_translate(struct iemu_unit *unit)
 {
-    unit->translate = iemu_tracing(unit->machine) ? translate_traced
-                      : unit->watch               ? unit->ops->translate_watched
-                                                  : unit->ops->translate;
+    bool told = unit->machine->trace.on || unit->machine->journal;
+
+    unit->translate = told          ? translate_told
+                      : unit->watch ? unit->ops->translate_watched
+                                    : unit->ops->translate;
 }
 
 bool iemu_unit_message(struct iemu_unit *unit, uint64_t address, uint32_t data)

@@ -1,6 +1,6 @@
 /*
- * One IOMMU, whatever its vendor. memory.c, dma.c, api.c and Python know of a vendor only what
- * struct iemu_unit_ops says.
+ * One IOMMU, whatever its vendor. memory.c, dma.c, api_unit.c and Python know of a vendor only
+ * what struct iemu_unit_ops says.
  */
 #ifndef IEMU_UNIT_H
 #define IEMU_UNIT_H
@@ -64,6 +64,7 @@ struct iemu_unit {
     uint16_t granule_words; /* entry-fetch granule in quadwords */
     uint8_t address_width;  /* of host physical addresses */
     uint8_t iotlb_lookup;
+    union iemu_any_config made_of;
 };
 
 /*
@@ -76,7 +77,7 @@ int iemu_unit_init(struct iemu_unit *unit, struct iemu_machine *machine,
 void iemu_unit_abandon(struct iemu_unit *unit);
 void iemu_unit_free(struct iemu_unit *unit);
 
-/* Chooses `translate` anew after the detector or the trace was switched. */
+/* Chooses `translate` anew after the detector, the trace or the journal was switched. */
 void iemu_unit_choose_translate(struct iemu_unit *unit);
 
 /* Sends one of the unit's own messages; never remapped. False: no room in the outbox. */

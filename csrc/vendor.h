@@ -1,4 +1,4 @@
-/* What api.c calls of each vendor: how its units are made, and its exported tables. */
+/* What api_unit.c calls of each vendor: how its units are made, and its exported tables. */
 #ifndef IEMU_VENDOR_H
 #define IEMU_VENDOR_H
 

@@ -163,15 +163,15 @@ void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *reque
 struct iemu_second_look iemu_watch_begin(struct iemu_unit *unit)
 {
     struct iemu_memory *memory = &unit->machine->memory;
-    struct iemu_second_look before = {unit->statistics.memory_reads, memory->armed_count};
+    struct iemu_second_look before = {unit->statistics.memory_reads, memory->observed};
 
-    memory->armed_count = 0;
+    memory->observed = false;
     return before;
 }
 
 void iemu_watch_end(struct iemu_unit *unit, struct iemu_second_look before)
 {
-    unit->machine->memory.armed_count = before.armed_count;
+    unit->machine->memory.observed = before.observed;
     unit->statistics.memory_reads = before.memory_reads;
 }
 

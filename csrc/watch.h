@@ -81,12 +81,12 @@ void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *reque
                                          const struct iemu_stale_use *use));
 
 /*
- * The second look is the detector's, not the device's: between these two it counts nothing and
- * fires no armed store.
+ * The second look is the detector's, not the device's: between these two it counts nothing, fires
+ * no armed store and is not in the journal.
  */
 struct iemu_second_look {
     uint64_t memory_reads;
-    uint32_t armed_count;
+    bool observed;
 };
 struct iemu_second_look iemu_watch_begin(struct iemu_unit *unit);
 void iemu_watch_end(struct iemu_unit *unit, struct iemu_second_look before);

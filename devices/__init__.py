@@ -11,9 +11,11 @@ A device that answers each write to its registers with a DMA to the address writ
 `machine.attach(Echo())` puts it on the bus.
 """
 
+from iommu_emu.devices.attacker import Attacker
 from iommu_emu.devices.base import Bar, Device
 from iommu_emu.devices.edu import Edu
 from iommu_emu.devices.iommu_testdev import IommuTestdev
 from iommu_emu.devices.malicious import MaliciousDevice
+from iommu_emu.devices.nvme import Nvme
 
-__all__ = ["Bar", "Device", "Edu", "IommuTestdev", "MaliciousDevice"]
+__all__ = ["Attacker", "Bar", "Device", "Edu", "IommuTestdev", "MaliciousDevice", "Nvme"]

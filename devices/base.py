@@ -36,6 +36,7 @@ class Device(Function):
         port_type: PCI Express type; None: conventional PCI.
         bar_layout: the memory BARs.
         msi_vectors: 0, or a power of two up to 32.
+        msi_maskable: whether MSI has per-vector masks.
         msix_vectors: 0..2048.
         msix_bar: index of the BAR that holds the MSI-X table.
         msix_table: offset of the table in it.
@@ -53,6 +54,7 @@ class Device(Function):
     port_type: ClassVar[PortType | None] = PortType.ENDPOINT
     bar_layout: ClassVar[tuple[Bar, ...]] = ()
     msi_vectors: ClassVar[int] = 0
+    msi_maskable: ClassVar[bool] = True
     msix_vectors: ClassVar[int] = 0
     msix_bar: ClassVar[int | None] = None
     msix_table: ClassVar[int] = 0
@@ -69,6 +71,7 @@ class Device(Function):
             kind=self.port_type,
             bars=self.bar_layout,
             msi_vectors=self.msi_vectors,
+            msi_maskable=self.msi_maskable,
             msix_vectors=self.msix_vectors,
             msix_bar=self.msix_bar,
             msix_table=self.msix_table,

@@ -9,7 +9,8 @@ Written from its documented behaviour (QEMU's docs/specs/edu). Registers in BAR 
     98  DMA command: bit 0 start, bit 1 from device to RAM, bit 2 interrupt when done
 
 Below 80h only accesses of 4 bytes are taken, from there on 4 or 8. The buffer of 4 KiB is at
-40000h for the DMA engine; the CPU does not see it.
+40000h for the DMA engine; the CPU does not see it. A reset of the function leaves registers,
+buffer, and what is under way alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from iommu_emu.devices.base import Bar, Device
 IDENTIFICATION = 0x0100_00ED
 BUFFER = 0x40000
 BUFFER_SIZE = 4096
+PAGE = 4096
 COMPUTING = 0x01
 INTERRUPT_WHEN_COMPUTED = 0x80
 START = 0x01
@@ -42,6 +44,7 @@ class Edu(Device):
 
     What QEMU's model leaves undefined: a transfer that leaves the buffer is not done at all, and
     like one that faults it ends with bit 0 of the command clear; `last_dma` tells the difference.
+    As in QEMU, pages that cannot be read arrive as zeros, and the others all the same.
 
     Args:
         name: for people.
@@ -51,7 +54,7 @@ class Edu(Device):
 
     Attributes:
         buffer: 4 KiB of the device's memory.
-        last_dma: completion of the last transfer.
+        last_dma: completion of the last transfer; of its first page that failed, if one did.
 
     Raises:
         ValueError: if an argument is negative or does not fit in 64 bits.
@@ -59,12 +62,13 @@ class Edu(Device):
 
     vendor_id = 0x1234
     device_id = 0x11E8
-    class_code = 0xFF0000
+    class_code = 0x00FF00  # as QEMU 11.1 shows
     revision = 0x10
     subsystem = (0x1AF4, 0x1100)
     port_type = None  # a conventional PCI function, as in QEMU
     bar_layout = (Bar(0, 1 << 20),)
     msi_vectors = 1
+    msi_maskable = False
     interrupt_pin = 1
 
     def __init__(
@@ -86,22 +90,20 @@ class Edu(Device):
         self.dma_mask = dma_mask
         self.dma_latency = dma_latency
         self.factorial_latency = factorial_latency
-        self.on_reset()
-
-    def on_reset(self) -> None:
-        """Clear registers and buffer, and forget what was under way."""
         self.buffer = bytearray(BUFFER_SIZE)
         self.last_dma: Completion | None = None
         self._liveness = 0
         self._factorial = 0
         self._status = 0
         self._interrupt_status = 0
+        self._outstanding = 0  # parts of the transfer under way
+        self._failed: Completion | None = None
         self._dma = {0x80: 0, 0x88: 0, 0x90: 0, 0x98: 0}
-        # A timer or completion of the time before the reset finds another number here.
-        self._epoch = getattr(self, "_epoch", 0) + 1
 
     def bar_read(self, bar: int, offset: int, size: int) -> int:
-        """Read a register; all ones for an offset or size that is not one's."""
+        """Read a register; all ones where there is none, 0 for less than 4 or unaligned bytes."""
+        if size < 4 or offset % size:
+            return 0
         if not _acceptable(offset, size):
             return (1 << 8 * size) - 1
         registers = {
@@ -170,19 +172,30 @@ class Edu(Device):
         if not (offset >= 0 and 0 < count <= BUFFER_SIZE - offset):
             self._finish()
             return
-        done = partial(self._transferred, offset, self._epoch)
+        self._failed = None
         if to_ram:
+            self._outstanding = 1
             data = bytes(self.buffer[offset : offset + count])
-            self.dma.write(destination & self.dma_mask, data, done)
-        else:
-            self.dma.read(source & self.dma_mask, count, done)
-
-    def _transferred(self, offset: int, epoch: int, completion: Completion) -> None:
-        if epoch != self._epoch:
+            self.dma.write(destination & self.dma_mask, data, partial(self._transferred, 0, 0))
             return
-        self.last_dma = completion
-        self.buffer[offset : offset + len(completion.data)] = completion.data
-        self._finish()
+        address = source & self.dma_mask
+        first = min(count, PAGE - address % PAGE)
+        pieces = [(0, first), (first, count - first)] if first < count else [(0, count)]
+        self._outstanding = len(pieces)
+        for at, length in pieces:
+            done = partial(self._transferred, offset + at, length)
+            self.dma.read(address + at & self.dma_mask, length, done)
+
+    def _transferred(self, offset: int, length: int, completion: Completion) -> None:
+        """Take one part of a transfer; `length` bytes of the buffer are for what was read."""
+        if not completion.ok:
+            self._failed = self._failed or completion
+        data = completion.data if completion.ok else b""
+        self.buffer[offset : offset + length] = data[:length].ljust(length, b"\0")
+        self._outstanding -= 1
+        if not self._outstanding:
+            self.last_dma = self._failed or completion
+            self._finish()
 
     def _finish(self) -> None:
         command = self._dma[0x98]
@@ -191,18 +204,12 @@ class Edu(Device):
             self._raise(DMA_INTERRUPT)
 
     def _later(self, delay: int, action: Callable[[], None]) -> None:
-        """Do something in `delay` ns, at once if that is 0, unless a reset comes before."""
-        epoch = self._epoch
-
-        def act() -> None:
-            if epoch == self._epoch:
-                action()
-
+        """Do something in `delay` ns, at once if that is 0."""
         if delay:
-            self.call_later(delay, act)
+            self.call_later(delay, action)
         else:
-            act()
+            action()
 
 
 def _acceptable(offset: int, size: int) -> bool:
-    return size == 4 or (size == 8 and offset >= 0x80)
+    return offset % size == 0 and (size == 4 or (size == 8 and offset >= 0x80))

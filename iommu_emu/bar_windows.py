@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from iommu_emu.core import CoreMachine, FullError, Message
 from iommu_emu.memory import PhysicalMemory
@@ -14,7 +14,7 @@ LOW_BARS = range(0xE000_0000, 0xFEC0_0000)  # below the I/O APICs
 HIGH_BARS = range(1 << 37, 1 << 38)  # for 64-bit BARs that do not fit below
 _LARGE_BAR = 64 << 20
 
-__all__ = ["BarWindows"]
+__all__ = ["BarWindows", "aligned_pieces"]
 
 
 class BarWindows:
@@ -97,6 +97,14 @@ class BarWindows:
             self._windows[base] = (function, index, owner)
             self._owners[owner] = (function, index, base)
 
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Base and size of every window."""
+        return [
+            (base, function.bars[index].size)
+            for base, (function, index, _) in self._windows.items()
+        ]
+
     def at(self, address: int, size: int) -> tuple[Function, int, int] | None:
         """Return function, BAR and base of the window that holds all of a range, or None."""
         for base, (function, index, _) in self._windows.items():
@@ -111,7 +119,7 @@ class BarWindows:
             return
         function, index, base = window
         at = message.address - base
-        for start, size in _pieces(at, message.size):
+        for start, size in aligned_pieces(at, message.size):
             value = int.from_bytes(message.data[start - at : start - at + size], "little")
             function.access_write(index, start, size, value)
 
@@ -124,18 +132,20 @@ class BarWindows:
         at = message.address - base
         return b"".join(
             function.access_read(index, start, size).to_bytes(size, "little")
-            for start, size in _pieces(at, message.size)
+            for start, size in aligned_pieces(at, message.size)
         )
 
 
-def _pieces(offset: int, length: int) -> list[tuple[int, int]]:
-    """Split an access into aligned ones of 1, 2, 4 or 8 bytes: (offset, size)."""
-    pieces = []
+def aligned_pieces(offset: int, length: int, largest: int = 8) -> Iterator[tuple[int, int]]:
+    """Split an access into naturally aligned ones of powers of two up to `largest` bytes.
+
+    Yields:
+        Offset and size of each.
+    """
     end = offset + length
     while offset < end:
-        size = 8
+        size = largest
         while offset % size or offset + size > end:
             size //= 2
-        pieces.append((offset, size))
+        yield offset, size
         offset += size
-    return pieces

@@ -106,6 +106,8 @@ class Machine:
         places: PCI addresses of a platform's functions by name.
         windows: where functions' BARs are decoded.
         notes: what was odd in the firmware's table, and what was done about it.
+        on_interrupt: called with every message interrupt that arrives, instead of keeping it
+            in `interrupts`; None: they are kept.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -133,6 +135,7 @@ class Machine:
         self.hpets: dict[int, list[tuple[int, int]]] = {}
         self.places: dict[str, str] = {}
         self.notes: list[str] = []
+        self.on_interrupt: Callable[[Interrupt], None] | None = None
         self._interrupts: list[Interrupt] = []
         self.windows = BarWindows(self.core, self.memory, self.fabric, self.units)
         self._removed: list[Port] = []
@@ -230,7 +233,12 @@ class Machine:
     # Attaching and removing.
 
     def attach(
-        self, function: F, address: str | int | None = None, *, under: Bridge | None = None
+        self,
+        function: F,
+        address: str | int | None = None,
+        *,
+        under: Bridge | None = None,
+        configure: bool = True,
     ) -> F:
         """Put a function on a bus, at build time or as a hot-plug at run time.
 
@@ -240,7 +248,10 @@ class Machine:
         Args:
             function: a device or bridge.
             address: "03:00.0", "0000:03:00.0" or a requester ID; None: the first free device.
-            under: a bridge, instead of an address.
+            under: a bridge, right below which the function goes; an address then is its device
+                and function number, 0..255.
+            configure: False: BARs, command register and a bridge's bus numbers are left to
+                software, as in a guest whose own firmware sees the function.
 
         Returns:
             The function.
@@ -260,16 +271,19 @@ class Machine:
         function.bus, function.devfn = bus, devfn
         function.machine = self
         try:
-            if isinstance(function, Bridge):
-                self._number(function)
-            self.windows.place(function)
+            if configure:
+                if isinstance(function, Bridge):
+                    self._number(function)
+                self.windows.place(function)
             function.dma = self.core.create_port(bus.segment, self.fabric.requester(function))
         except Exception:
             function.bus = None
             raise
         bus.functions[devfn] = function
         self.windows.follow(function)
-        command = function.config.get(COMMAND, 2) | MEMORY_ENABLE | BUS_MASTER
+        command = function.config.get(COMMAND, 2)
+        if configure:
+            command |= MEMORY_ENABLE | BUS_MASTER
         function.config.write(COMMAND, 2, command)
         self.topology_changed()
         function.on_attach()
@@ -304,11 +318,18 @@ class Machine:
             bus.parent.slot.change(present=False)
         self.service()
 
+    @property
+    def ports(self) -> list[Port]:
+        """Ports of all functions, and of removed ones that still have something in flight."""
+        return [*(function.dma for function in self.fabric.functions()), *self._removed]
+
     def _place(self, address: str | int | None, under: Bridge | None) -> tuple[Bus, int]:
         if under is not None:
-            if address is not None:
-                raise ValueError("address and under exclude each other")
-            return under.secondary, _free_device(under.secondary, 0)
+            if address is None:
+                return under.secondary, _free_device(under.secondary, 0)
+            if not isinstance(address, int) or not 0 <= address <= 0xFF:
+                raise ValueError(f"address under a bridge must be in 0..255, not {address!r}")
+            return under.secondary, address
         if address is None:
             bus = self.fabric.add_root(0, 0)
             return bus, _free_device(bus, 1)
@@ -396,6 +417,13 @@ class Machine:
             function.config.write(offset, size, value)
             self.service()
 
+    def claims(self, address: int, size: int) -> bool:
+        """Whether a unit's registers, a BAR or RAM takes accesses to all of a range."""
+        if self._unit_at(address, size) is not None or self.windows.at(address, size) is not None:
+            return True
+        ranges = self.memory.ranges
+        return any(base <= address and address + size <= base + length for base, length in ranges)
+
     def _unit_at(self, address: int, size: int) -> Unit | None:
         for unit in self.units:
             if unit.base <= address and address + size <= unit.base + unit.window:
@@ -452,7 +480,8 @@ class Machine:
             self.core.answer(message.token, self.windows.read(message))
         else:
             own = message.kind is MessageKind.UNIT
-            self._interrupts.append(
+            sink = self.on_interrupt or self._interrupts.append
+            sink(
                 Interrupt(
                     time=message.time,
                     address=message.address,

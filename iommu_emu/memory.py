@@ -81,8 +81,11 @@ class PhysicalMemory:
         self._bases = sorted(self._regions)
         return region
 
-    def remove(self, base: int) -> None:
+    def remove(self, base: int) -> Region:
         """Remove the RAM that starts at `base`; views of it stay valid, but nobody writes there.
+
+        Returns:
+            The region: it lives as long as it, or a view of it, is referenced.
 
         Raises:
             ValueError: if no RAM starts there.
@@ -90,8 +93,8 @@ class PhysicalMemory:
         if base not in self._regions:
             raise ValueError(f"base must be the start of RAM ({self!r}), not {base:#x}")
         self._core.unmap(base)
-        del self._regions[base]
         self._bases.remove(base)
+        return self._regions.pop(base)
 
     def view(self, address: int, length: int) -> NDArray[np.uint8]:
         """Return RAM as an array, without a copy: writes to it are writes to RAM.

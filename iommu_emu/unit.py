@@ -191,6 +191,7 @@ class Unit:
         else:
             self.core.mmio_write(offset, 8, value & (1 << 64) - 1)
             self.core.mmio_write(offset + 8, 8, value >> 64)
+        self.machine.service()  # a drain may have made transfers of devices land
 
     def field(self, register: str, name: str, index: int = 0) -> int:
         """Read one field of a register."""

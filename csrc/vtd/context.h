@@ -61,17 +61,21 @@ static uint32_t check_context(const struct iemu_vtd *v, const struct context *c)
     return VTD_DIAG_NONE;
 }
 
-/* CM=1 may cache what is not present or faulty: domain 0 in legacy mode (9.5). */
+/*
+ * CM=1 may cache what is not present or faulty. Not present: domain 0 (9.5). A present one has a
+ * domain, and is matched by it as any other (9.2): what 9.4 asks of software must be enough.
+ */
 ALWAYS_INLINE void cache_bad_context(struct iemu_vtd *v, const struct iemu_request *request,
                                      const struct passage *p, uint64_t low, uint64_t high,
                                      uint32_t diagnostic)
 {
+    uint32_t domain = low & CONTEXT_P ? CONTEXT_DID(high) & v->domain_mask : 0;
     struct iemu_line *line;
 
     if (!p->use_caches || !VTD_GET(CAP, CM, v->cap))
         return;
     line = iemu_cache_fill(&v->unit.cache[IEMU_CACHE_CONTEXT], 0, request->requester,
-                           request->requester, 0);
+                           request->requester, domain);
     line->value[0] = low;
     line->value[1] = high;
     line->value[2] = diagnostic;

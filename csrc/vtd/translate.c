@@ -230,9 +230,10 @@ ALWAYS_INLINE uint32_t walk_tables(struct iemu_vtd *v, const struct iemu_request
     diagnostic = answer(v, request, leaf, shift, result);
     /*
      * A page without this permission is still a translation. One without any is as good as not
-     * present (8.2, 79h), one to FEEx_xxxxh is a fault.
+     * present (8.2, 79h), one to FEEx_xxxxh is a fault, whatever was missing first.
      */
-    if (diagnostic != VTD_DIAG_LGN_4 && (walk.permissions || VTD_GET(CAP, CM, v->cap)))
+    if (!iemu_in_interrupt_range(result->address) &&
+        (walk.permissions || VTD_GET(CAP, CM, v->cap)))
         fill_iotlb(v, request, p, who, domain, leaf, shift, 0, 0);
     return diagnostic;
 }

@@ -56,6 +56,14 @@ PRESETS: dict[str, Preset] = {
             np_cache=True,
         ),
         Preset(
+            "qemu-q35",
+            "QEMU's amd-iommu on q35: six levels, not-present entries cached",
+            "QEMU 11.1: EFR 29d3h, capability block 1f03000fh; without PPR, guest translation,"
+            " guest virtual APIC and hardware errors, which this version does not implement",
+            _logged(0x29D3),
+            np_cache=True,
+        ),
+        Preset(
             "zen",
             "Ryzen since 2017: six levels",
             "boot logs of Zen and Zen 2 machines: Extended features (0xf77ef22294ada),"

@@ -12,13 +12,17 @@ from iommu_emu.core.enums import (
     AtomicKind,
     Attribute,
     CacheId,
+    ConfigValue,
     FieldAccess,
     InvalidationState,
     IotlbLookup,
+    JournalEnd,
     MessageKind,
     Outcome,
     Owed,
+    RecordKind,
     Replacement,
+    ReplayOutcome,
     RequestFlag,
     Reset,
     Status,
@@ -37,6 +41,7 @@ from iommu_emu.core.errors import (
     check,
     require_range,
 )
+from iommu_emu.core.journal import Journal, Played, play
 from iommu_emu.core.machine import CoreMachine
 from iommu_emu.core.port import BytesLike, Port
 from iommu_emu.core.records import (
@@ -50,6 +55,7 @@ from iommu_emu.core.records import (
 )
 from iommu_emu.core.region import Region
 from iommu_emu.core.tables import (
+    RECORD_DTYPE,
     RESULT_DTYPE,
     TRACE_DTYPE,
     FaultInfo,
@@ -65,6 +71,7 @@ __all__ = [
     "CACHES",
     "MAX_PASID",
     "MAX_TRANSFER",
+    "RECORD_DTYPE",
     "RESULT_DTYPE",
     "TRACE_DTYPE",
     "Access",
@@ -76,6 +83,7 @@ __all__ = [
     "CacheId",
     "Completion",
     "CompletionDetails",
+    "ConfigValue",
     "CoreMachine",
     "CoreUnit",
     "FaultInfo",
@@ -84,16 +92,21 @@ __all__ = [
     "FullError",
     "InvalidationState",
     "IotlbLookup",
+    "Journal",
+    "JournalEnd",
     "Message",
     "MessageKind",
     "NotRamError",
     "Outcome",
     "OverlapError",
     "Owed",
+    "Played",
     "Port",
+    "RecordKind",
     "Region",
     "RegisterInfo",
     "Replacement",
+    "ReplayOutcome",
     "Request",
     "RequestFlag",
     "Reset",
@@ -108,6 +121,7 @@ __all__ = [
     "check",
     "faults",
     "fields",
+    "play",
     "registers",
     "require_range",
 ]

@@ -165,6 +165,92 @@ class TraceKind(IntEnum):
     MESSAGE = lib.IEMU_TRACE_MESSAGE
 
 
+class RecordKind(IntEnum):
+    """Kinds of records of a journal; what their columns mean is in the header."""
+
+    MACHINE = lib.IEMU_RECORD_MACHINE
+    RAM = lib.IEMU_RECORD_RAM
+    BAR = lib.IEMU_RECORD_BAR
+    UNMAP = lib.IEMU_RECORD_UNMAP
+    CONFIG = lib.IEMU_RECORD_CONFIG
+    UNIT = lib.IEMU_RECORD_UNIT
+    ROUTE = lib.IEMU_RECORD_ROUTE
+    PORT = lib.IEMU_RECORD_PORT
+    PORT_REMOVE = lib.IEMU_RECORD_PORT_REMOVE
+    PORT_DESTROY = lib.IEMU_RECORD_PORT_DESTROY
+    LATENCY = lib.IEMU_RECORD_LATENCY
+    REQUESTER = lib.IEMU_RECORD_REQUESTER
+    ADVANCE = lib.IEMU_RECORD_ADVANCE
+    TAKE = lib.IEMU_RECORD_TAKE
+    ANSWER = lib.IEMU_RECORD_ANSWER
+    MMIO_READ = lib.IEMU_RECORD_MMIO_READ
+    MMIO_WRITE = lib.IEMU_RECORD_MMIO_WRITE
+    TRANSLATE = lib.IEMU_RECORD_TRANSLATE
+    DMA = lib.IEMU_RECORD_DMA
+    DMA_TAKE = lib.IEMU_RECORD_DMA_TAKE
+    RESET = lib.IEMU_RECORD_RESET
+    STEP = lib.IEMU_RECORD_STEP
+    TIMING = lib.IEMU_RECORD_TIMING
+    TIME = lib.IEMU_RECORD_TIME
+    FETCH = lib.IEMU_RECORD_FETCH
+    STORE = lib.IEMU_RECORD_STORE
+    MESSAGE = lib.IEMU_RECORD_MESSAGE
+    PAYLOAD = lib.IEMU_RECORD_PAYLOAD
+    TRANSLATED = lib.IEMU_RECORD_TRANSLATED
+    COMPLETION = lib.IEMU_RECORD_COMPLETION
+    RETURN = lib.IEMU_RECORD_RETURN
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is a call from outside, not an effect of one."""
+        return self < RecordKind.TIME
+
+
+class ConfigValue(IntEnum):
+    """Values of a unit's configuration in a journal."""
+
+    BASE = lib.IEMU_CONFIG_BASE
+    WINDOW = lib.IEMU_CONFIG_WINDOW
+    HOST_ADDRESS_WIDTH = lib.IEMU_CONFIG_HOST_ADDRESS_WIDTH
+    IOTLB_LOOKUP = lib.IEMU_CONFIG_IOTLB_LOOKUP
+    FETCH_GRANULE = lib.IEMU_CONFIG_FETCH_GRANULE
+    SETS = lib.IEMU_CONFIG_SETS
+    WAYS = lib.IEMU_CONFIG_WAYS
+    REPLACEMENT = lib.IEMU_CONFIG_REPLACEMENT
+    SEED = lib.IEMU_CONFIG_SEED
+    TIMING_COMMAND = lib.IEMU_CONFIG_TIMING_COMMAND
+    TIMING_INVALIDATION = lib.IEMU_CONFIG_TIMING_INVALIDATION
+    TIMING_WAIT = lib.IEMU_CONFIG_TIMING_WAIT
+    TIMING_MANUAL = lib.IEMU_CONFIG_TIMING_MANUAL
+    CAP = lib.IEMU_CONFIG_CAP
+    ECAP = lib.IEMU_CONFIG_ECAP
+    MAJOR = lib.IEMU_CONFIG_MAJOR
+    MINOR = lib.IEMU_CONFIG_MINOR
+    COMPRESS_FAULTS = lib.IEMU_CONFIG_COMPRESS_FAULTS
+    PROTECTED_SHIFT = lib.IEMU_CONFIG_PROTECTED_SHIFT
+    EFR = lib.IEMU_CONFIG_EFR
+    DEVICE_ID = lib.IEMU_CONFIG_DEVICE_ID
+    NP_CACHE = lib.IEMU_CONFIG_NP_CACHE
+
+
+class JournalEnd(IntEnum):
+    """Why a journal ended by itself."""
+
+    OPEN = lib.IEMU_JOURNAL_OPEN
+    LIMIT = lib.IEMU_JOURNAL_LIMIT
+    TIME = lib.IEMU_JOURNAL_TIME
+    FULL = lib.IEMU_JOURNAL_FULL
+
+
+class ReplayOutcome(IntEnum):
+    """What came of a replay."""
+
+    SAME = lib.IEMU_REPLAY_SAME
+    DIVERGED = lib.IEMU_REPLAY_DIVERGED
+    MALFORMED = lib.IEMU_REPLAY_MALFORMED
+    NO_MEMORY = lib.IEMU_REPLAY_NO_MEMORY
+
+
 class FieldAccess(IntEnum):
     """Access kinds of a register field."""
 

@@ -48,9 +48,11 @@ class CoreMachine:
         # collector meets the handles of a cycle does not matter.
         weakref.finalize(self, lib.iemu_machine_destroy, handle).atexit = False
         self.handle = handle
+        self.transactions = transactions
         self.trace_events = trace_events
         self.units: list[CoreUnit] = []
         self.waiting: dict[Port, None] = {}  # ports with transfers in flight, in their order
+        self.before_messages: Callable[[], None] | None = None  # each time they are taken
         self._batch = 64
         self._messages = ffi.new("struct iemu_message[]", self._batch)
 
@@ -142,6 +144,8 @@ class CoreMachine:
 
     def take_messages(self) -> list[Message]:
         """Take up to 64 messages, oldest first."""
+        if self.before_messages is not None:
+            self.before_messages()
         count = lib.iemu_outbox_take(self.handle, self._messages, self._batch)
         return [_message(self._messages[i]) for i in range(count)]
 

@@ -55,6 +55,7 @@ class Port:
         self.segment = segment
         self.requester = requester
         self.blocked: Status | None = None
+        self.latency = (0, 0)  # ns to the IOMMU, and from there to memory
         self._handle = handle
         self._buffer = ffi.new("char[]", _SMALL)
         self._bytes = ffi.buffer(self._buffer)
@@ -336,6 +337,7 @@ class Port:
         require_range("fabric", fabric, U64 >> 1)
         require_range("memory", memory, U64 >> 1)
         lib.iemu_port_set_latency(self._handle, fabric, memory)
+        self.latency = (fabric, memory)
 
     def set_requester(self, requester: int) -> None:
         """Set the requester ID with which later requests reach the IOMMU."""

@@ -161,3 +161,4 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 RESULT_DTYPE = _dtype("struct iemu_result")
 TRACE_DTYPE = _dtype("struct iemu_trace_event")
+RECORD_DTYPE = _dtype("struct iemu_record")

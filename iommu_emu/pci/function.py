@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from iommu_emu.clock import MICROSECOND, Timer
 from iommu_emu.core import Port, StateError, Status
 from iommu_emu.pci.address import format_requester
 from iommu_emu.pci.capabilities import PortType, add_pcie
@@ -21,12 +22,27 @@ STATUS = 0x06
 MEMORY_ENABLE = 1 << 1
 BUS_MASTER = 1 << 2
 INTX_DISABLE = 1 << 10
-_COMMAND_WRITABLE = 0x0547
+_COMMAND_WRITABLE = 0x0507  # without parity error response: no model checks parity
 _STATUS_CLEARABLE = 0xF900
 _INTERRUPT_STATUS = 1 << 3
 _MIN_BAR = 4096
+_MOST_MESSAGES = 2048  # waiting at once: as many as MSI-X has vectors
+_RETRY = MICROSECOND  # after backpressure
 
-__all__ = ["Bar", "Function"]
+__all__ = ["Bar", "Function", "InterruptSink"]
+
+
+class InterruptSink(Protocol):
+    """Who takes a function's interrupts when its MSI-X table and pin are somebody else's.
+
+    A server puts one in `Function.interrupt_sink` where the client keeps the guest's view.
+    """
+
+    def message(self, vector: int) -> bool:
+        """Take an MSI-X or MSI vector; False if software has enabled neither."""
+
+    def set_intx(self, level: bool) -> None:
+        """Take the level of the INTx pin."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +88,13 @@ class Function:
         msi: MSI, if it has it.
         msix: MSI-X, if it has it.
         obeys_bus_master: whether clearing the bus-master bit keeps it from sending.
+        interrupt_sink: who takes its interrupts instead of the fabric; None: nobody.
     """
 
     dma: Port
     machine: Machine
     obeys_bus_master = True
+    interrupt_sink: InterruptSink | None = None
 
     def __init__(
         self,
@@ -90,6 +108,7 @@ class Function:
         kind: PortType | None = PortType.ENDPOINT,
         bars: Sequence[Bar] = (),
         msi_vectors: int = 0,
+        msi_maskable: bool = True,
         msix_vectors: int = 0,
         msix_bar: int | None = None,
         msix_table: int = 0,
@@ -103,6 +122,9 @@ class Function:
         self.devfn = 0
         self.msi: Msi | None = None
         self.msix: Msix | None = None
+        self._messages: dict[tuple[int, int], None] = {}  # interrupts that wait for room
+        self._retry = Timer(0, lambda: None)
+        self._retry.cancel()
         config.set(0x00, 4, device_id << 16 | vendor_id)
         config.set(0x08, 4, class_code << 8 | revision)
         config.set(0x0E, 1, header_type)
@@ -119,9 +141,12 @@ class Function:
         config.observe(0x10, 24, self._map_bars)
         self.pcie = None if kind is None else add_pcie(config, kind, slot)
         if msi_vectors:
-            self.msi = Msi(config, msi_vectors, self.send_message)
+            self.msi = Msi(config, msi_vectors, self.send_message, maskable=msi_maskable)
         if msix_vectors:
             self._add_msix(msix_vectors, msix_bar, msix_table)
+        for messages in (self.msi, self.msix):
+            if messages is not None:
+                config.observe(messages.control, 2, self._follow_messages)
 
     if not TYPE_CHECKING:  # type checkers must go on finding misspelt attributes
 
@@ -228,11 +253,30 @@ class Function:
             )
 
     def send_message(self, address: int, data: int) -> None:
-        """Write a message interrupt: one DWORD, untranslated, without PASID (pci 7)."""
-        self.dma.write(address, data.to_bytes(4, "little"))
+        """Write a message interrupt: one DWORD, untranslated, without PASID (pci 7).
+
+        While the fabric has no room for it, it waits; the same message waits once. While the
+        function must not send, it is lost.
+        """
+        message = (address, data)
+        if message not in self._messages and len(self._messages) < _MOST_MESSAGES:
+            self._messages[message] = None
+            self._send_messages()
+
+    def _send_messages(self) -> None:
+        while self._messages and self.attached:
+            address, data = message = next(iter(self._messages))
+            sent = self.dma.write(address, data.to_bytes(4, "little"))
+            if sent.status is Status.BUSY and self.dma.blocked is None:
+                if not self._retry.pending:
+                    self._retry = self.machine.clock.call_later(_RETRY, self._send_messages)
+                return
+            self._messages.pop(message, None)
 
     def interrupt(self, vector: int = 0) -> bool:
         """Send a vector by MSI-X or MSI, whichever software enabled; False if neither."""
+        if self.interrupt_sink is not None:
+            return self.interrupt_sink.message(vector)
         if self.msix is not None and self.msix.enabled:
             return self.msix.notify(vector)
         if self.msi is not None:
@@ -240,20 +284,39 @@ class Function:
         return False
 
     @property
+    def messages_enabled(self) -> bool:
+        """Whether software has enabled MSI or MSI-X."""
+        return any(found is not None and found.enabled for found in (self.msi, self.msix))
+
+    def _follow_messages(self) -> None:
+        """Take INTx down when messages are enabled; the model says when it is up again."""
+        if self.messages_enabled:
+            self.set_intx(False)
+
+    @property
+    def interrupt_status(self) -> bool:
+        """Whether an interrupt is there, as the status register says."""
+        return bool(self.config.get(STATUS, 2) & _INTERRUPT_STATUS)
+
+    @property
     def intx(self) -> bool:
-        """Level of its INTx pin: an interrupt is there, and software has not disabled INTx."""
-        asserted = self.config.get(STATUS, 2) & _INTERRUPT_STATUS
-        return bool(asserted) and not self.config.get(COMMAND, 2) & INTX_DISABLE
+        """Level of its INTx pin: an interrupt is there, and software uses and allows INTx."""
+        disabled = self.config.get(COMMAND, 2) & INTX_DISABLE
+        return self.interrupt_status and not disabled and not self.messages_enabled
 
     def set_intx(self, level: bool) -> None:
         """Say whether an interrupt is there; software sees it in the status register."""
         status = self.config.get(STATUS, 2) & ~_INTERRUPT_STATUS
         self.config.set(STATUS, 2, status | (_INTERRUPT_STATUS if level else 0))
+        if self.interrupt_sink is not None:
+            self.interrupt_sink.set_intx(self.intx)
 
     # Being switched on and off.
 
     def apply_config(self) -> None:
-        """Follow the command register: BAR decoding and bus mastering."""
+        """Follow the command register: BAR decoding, bus mastering, the INTx pin."""
+        if self.interrupt_sink is not None:
+            self.interrupt_sink.set_intx(self.intx)
         if not self.attached:
             return
         self._map_bars()
@@ -283,6 +346,7 @@ class Function:
         for messages in (self.msi, self.msix):
             if messages is not None:
                 messages.reset()
+        self._messages.clear()
         self.set_intx(False)
         self.apply_config()
         self.on_reset()

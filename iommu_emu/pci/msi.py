@@ -10,6 +10,9 @@ MSI_ID = 0x05
 MSIX_ID = 0x11
 MSI_VECTORS = 32
 MSIX_VECTORS = 2048
+_MSI_ENABLE = 1
+_MSI_ONE_ENABLED = 1 << 4
+_MSI_VECTORS_ENABLED = 7 * _MSI_ONE_ENABLED  # log2 of their number
 _ENTRY = 16  # bytes of an MSI-X table entry
 _MASKED = 1
 
@@ -17,42 +20,68 @@ __all__ = ["MSIX_VECTORS", "MSI_VECTORS", "Msi", "Msix"]
 
 
 class Msi:
-    """MSI with 64-bit addresses and per-vector masks.
+    """MSI with 64-bit addresses.
+
+    Once MSI is enabled, Multiple Message Enable above Multiple Message Capable reads as that.
 
     Args:
         config: where the capability is added.
         vectors: how many the function asks for, a power of two in 1..32.
         send: sends one message: address and 32-bit data.
+        maskable: whether there are per-vector masks and pending bits.
+
+    Attributes:
+        control: offset of the message control register.
 
     Raises:
         ValueError: if `vectors` is outside its range.
     """
 
-    def __init__(self, config: ConfigSpace, vectors: int, send: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        config: ConfigSpace,
+        vectors: int,
+        send: Callable[[int, int], None],
+        *,
+        maskable: bool = True,
+    ) -> None:
         if not 1 <= vectors <= MSI_VECTORS or vectors & (vectors - 1):
             raise ValueError(f"MSI vectors must be a power of two in 1..32, not {vectors}")
         self._config = config
         self._send = send
         self.vectors = vectors
         log2 = vectors.bit_length() - 1
-        control = log2 << 1 | 1 << 7 | 1 << 8  # 64-bit addresses, per-vector masks
-        self._at = config.add_capability(MSI_ID, control.to_bytes(2, "little") + bytes(20))
-        config.allow(self._at + 0x2, 2, 0x0071)
+        control = log2 << 1 | 1 << 7 | maskable << 8  # 64-bit addresses
+        body = control.to_bytes(2, "little") + bytes(20 if maskable else 12)
+        self._at = config.add_capability(MSI_ID, body)
+        self._maskable = maskable
+        self.control = self._at + 0x2
+        config.allow(self.control, 2, _MSI_ENABLE | _MSI_VECTORS_ENABLED)
         config.allow(self._at + 0x4, 4, 0xFFFFFFFC)
         config.allow(self._at + 0x8, 4, 0xFFFFFFFF)
         config.allow(self._at + 0xC, 2, 0xFFFF)
-        config.allow(self._at + 0x10, 4, (1 << vectors) - 1)
-        config.observe(self._at, 0x14, self._deliver_pending)
+        if maskable:
+            config.allow(self._at + 0x10, 4, (1 << vectors) - 1)
+        config.observe(self._at, 0x14, self._written)
 
     @property
     def enabled(self) -> bool:
         """Whether software has enabled MSI."""
-        return bool(self._config.get(self._at + 0x2, 2) & 1)
+        return bool(self._config.get(self.control, 2) & _MSI_ENABLE)
 
     @property
     def pending(self) -> int:
         """The pending bits, one a vector."""
-        return self._config.get(self._at + 0x14, 4)
+        return self._config.get(self._at + 0x14, 4) if self._maskable else 0
+
+    @property
+    def _masked(self) -> int:
+        return self._config.get(self._at + 0x10, 4) if self._maskable else 0
+
+    @property
+    def _count(self) -> int:
+        """How many vectors software has enabled."""
+        return 1 << (self._config.get(self.control, 2) & _MSI_VECTORS_ENABLED) // _MSI_ONE_ENABLED
 
     def notify(self, vector: int) -> bool:
         """Send vector `vector`, or make it pending if it is masked; False if MSI is disabled.
@@ -66,35 +95,42 @@ class Msi:
             raise ValueError(f"vector must be in 0..{self.vectors - 1}, not {vector}")
         if not self.enabled:
             return False
-        count = 1 << min(self._config.get(self._at + 0x2, 2) >> 4 & 7, 5)
-        vector %= min(count, self.vectors)
-        if self._config.get(self._at + 0x10, 4) >> vector & 1:
+        vector %= self._count
+        if self._masked >> vector & 1:
             self._config.set(self._at + 0x14, 4, self.pending | 1 << vector)
         else:
-            self._emit(vector, count)
+            self._emit(vector)
         return True
 
-    def _emit(self, vector: int, count: int) -> None:
+    def _emit(self, vector: int) -> None:
         address = self._config.get(self._at + 0x4, 8)
         data = self._config.get(self._at + 0xC, 2)
-        self._send(address, data & ~(min(count, self.vectors) - 1) | vector)
+        self._send(address, data & ~(self._count - 1) | vector)
 
-    def _deliver_pending(self) -> None:
-        """Send what was pending and is unmasked now, once."""
-        ready = self.pending & ~self._config.get(self._at + 0x10, 4)
-        if not ready or not self.enabled:
+    def _written(self) -> None:
+        """Keep the number of vectors legal, and send what was pending and is unmasked now, once."""
+        if not self.enabled:
+            return
+        if self._count > self.vectors:
+            control = self._config.get(self.control, 2) & ~_MSI_VECTORS_ENABLED
+            capable = (self.vectors.bit_length() - 1) * _MSI_ONE_ENABLED
+            self._config.set(self.control, 2, control | capable)
+        ready = self.pending & ~self._masked
+        if not ready:
             return
         self._config.set(self._at + 0x14, 4, self.pending & ~ready)
-        count = 1 << min(self._config.get(self._at + 0x2, 2) >> 4 & 7, 5)
         for vector in range(self.vectors):
             if ready >> vector & 1:
-                self._emit(vector, count)
+                self._emit(vector)
 
     def reset(self) -> None:
         """Return the registers to their defaults."""
-        self._config.set(self._at + 0x2, 2, self._config.get(self._at + 0x2, 2) & ~0x71)
-        for offset, size in ((0x4, 8), (0xC, 4), (0x10, 8)):
-            self._config.set(self._at + offset, size, 0)
+        control = self._config.get(self.control, 2)
+        self._config.set(self.control, 2, control & ~(_MSI_ENABLE | _MSI_VECTORS_ENABLED))
+        self._config.set(self._at + 0x4, 8, 0)
+        self._config.set(self._at + 0xC, 2, 0)
+        if self._maskable:
+            self._config.set(self._at + 0x10, 8, 0)
 
 
 class Msix:
@@ -106,6 +142,9 @@ class Msix:
         send: sends one message: address and 32-bit data.
         bar: index of the BAR that holds table and pending bits.
         table: offset of the table in the BAR, a multiple of 8; the pending bits follow it.
+
+    Attributes:
+        control: offset of the message control register.
 
     Raises:
         ValueError: if `vectors` or `table` is outside its range.
@@ -131,11 +170,12 @@ class Msix:
         self.pending_bits = table + _ENTRY * vectors
         self.end = self.pending_bits + (vectors + 63) // 64 * 8
         self._at = config.add_capability(MSIX_ID, bytes(10))
-        config.set(self._at + 2, 2, vectors - 1)
+        self.control = self._at + 2
+        config.set(self.control, 2, vectors - 1)
         config.set(self._at + 4, 4, table | bar)
         config.set(self._at + 8, 4, self.pending_bits | bar)
-        config.allow(self._at + 2, 2, 0xC000)
-        config.observe(self._at + 2, 2, self._deliver_pending)
+        config.allow(self.control, 2, 0xC000)
+        config.observe(self.control, 2, self._deliver_pending)
         self._entries = bytearray()
         self.pending = 0
         self.reset()
@@ -143,11 +183,11 @@ class Msix:
     @property
     def enabled(self) -> bool:
         """Whether software has enabled MSI-X."""
-        return bool(self._config.get(self._at + 2, 2) & 0x8000)
+        return bool(self._config.get(self.control, 2) & 0x8000)
 
     @property
     def _function_masked(self) -> bool:
-        return bool(self._config.get(self._at + 2, 2) & 0x4000)
+        return bool(self._config.get(self.control, 2) & 0x4000)
 
     def covers(self, bar: int, offset: int) -> bool:
         """Whether an offset of a BAR belongs to the table or the pending bits."""
@@ -207,6 +247,6 @@ class Msix:
 
     def reset(self) -> None:
         """Return registers and table to their defaults: every vector masked."""
-        self._config.set(self._at + 2, 2, self._config.get(self._at + 2, 2) & 0x07FF)
+        self._config.set(self.control, 2, self._config.get(self.control, 2) & 0x07FF)
         self._entries = bytearray((bytes(12) + b"\1\0\0\0") * self.vectors)
         self.pending = 0

@@ -64,6 +64,7 @@ class Failure:
         flags: AMD-Vi: bits 59:48 of the event, without those of the request (AMD-Vi 10.1).
         address: AMD-Vi: physical address to report instead of the request's, or None.
         detail: AMD-Vi: the exact cause.
+        domain: VT-d: tag of the context entry that failed, where caching mode lets it be cached.
     """
 
     code: int
@@ -73,6 +74,7 @@ class Failure:
     flags: int = 0
     address: int | None = None
     detail: str = ""
+    domain: int = 0
 
 
 @dataclass(frozen=True)

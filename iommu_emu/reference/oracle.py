@@ -221,6 +221,6 @@ class Oracle(Generic[ContextT]):
 
 
 def _tag(context: object) -> int:
-    """Domain ID that a context is invalidated by; a faulting one has 0 (VT-d 9.5)."""
+    """Domain ID that a context is invalidated by; one that is not present has 0 (VT-d 9.5)."""
     domain: int = getattr(context, "domain", 0)
     return domain

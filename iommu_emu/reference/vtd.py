@@ -210,7 +210,9 @@ class Walker(reference.Walker[Context]):
         suppressed = bool(entry.fpd)
         name = self._check_context(int.from_bytes(data, "little"))
         if name:
-            return replace(FAILURES[name], suppressed=suppressed)
+            # Not present: domain 0 (VT-d 9.5); else by its own, as any other (9.2).
+            domain = entry.did & (1 << self.unit.domain_bits) - 1 if entry.p else 0
+            return replace(FAILURES[name], suppressed=suppressed, domain=domain)
         return Context(entry.did, suppressed, entry.tt, entry.aw + 2, entry.ssptptr)
 
     def _check_context(self, value: int) -> str | None:

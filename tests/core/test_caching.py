@@ -294,21 +294,38 @@ def test_caching_mode_decides_whether_faults_are_cached(
         assert row.domain == 1
         way.iotlb(SELECTIVE, 1, 0x5000)
     else:
-        assert row.domain == 0  # the tag of a bad context entry
-        way.context(SELECTIVE, 0, DEVICE)
+        tag = 1 if where == "reserved" else 0  # one that is not present has domain 0 (9.5)
+        assert row.domain == tag
+        way.context(SELECTIVE, tag, DEVICE)
     assert bench.reads(0x5000) == 0x20_0000
 
 
-def test_caching_mode_bad_context_is_not_tagged_with_its_domain() -> None:
+@pytest.mark.parametrize(("where", "tag"), [("context", 0), ("reserved", 1)])
+def test_caching_mode_bad_context_is_matched_by_one_domain(where: str, tag: int) -> None:
+    """9.5: domain 0 where it is not present; 9.2: its own where it is."""
     bench = Bench(caching_mode=True)
-    spoil(bench, "reserved")
+    spoil(bench, where)
     bench.enable()
-    bench.translate(0x5000)
+    code = bench.fault(0x5000)
     repair(bench, TABLES)
-    ByRegister(bench).context(DOMAIN, 1)
-    assert bench.fault(0x5000) == 0x0B
-    ByRegister(bench).context(DOMAIN, 0)
+    ByRegister(bench).context(DOMAIN, 1 - tag)
+    assert bench.fault(0x5000) == code
+    ByRegister(bench).context(DOMAIN, tag)
     assert bench.fault(0x5000) == 0
+
+
+def test_caching_mode_obligations_after_a_faulty_context_entry_are_enough() -> None:
+    """9.4: context device-selective and IOTLB by domain, both with the entry's own domain."""
+    bench = Bench(caching_mode=True)
+    bench.attach(domain=4).map(0x5000, 0x20_0000)
+    low, high = bench.peek(bench.context_entry()), bench.peek(bench.context_entry() + 8)
+    bench.poke(bench.context_entry() + 8, high | 7)  # AW that there is not
+    bench.enable()
+    assert bench.fault(0x5000) == 0x03
+    bench.poke(bench.context_entry(), low, high)
+    ByRegister(bench).context(SELECTIVE, 4, DEVICE)
+    ByRegister(bench).iotlb(DOMAIN, 4)
+    assert bench.reads(0x5000) == 0x20_0000
 
 
 def test_caching_mode_not_present_page_faults_by_the_access_in_hand() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from core_bench import (
     R,
     interrupt_descriptor,
 )
+from hit_cost import build, instructions
 
 from iommu_emu.core import CacheId, IotlbLookup, Owed, StaleUse, TableLevel
 
@@ -542,27 +542,11 @@ def test_stale_use_of_interrupt_entries_is_watched_without_a_trace(interrupts: B
     assert interrupts.peek(0x1_0000) == 1  # it was still armed for the unit's own read
 
 
-ROOT = Path(__file__).parents[2]
-
-
-def instructions(program: Path, *arguments: str) -> int:
-    """Return the instructions that 100 hits take, counted by single-stepping."""
-    return int(subprocess.run([program, *arguments], check=True, capture_output=True).stdout)
-
-
 def test_stale_use_switched_off_costs_no_instruction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """100 hits: the same count whether the detector was never on, or on and off again."""
-    monkeypatch.delenv("LD_PRELOAD", raising=False)  # a sanitizer's, not this program's
-    source, program = Path(__file__).with_name("stale_use_hits.c"), tmp_path / "hits"
-    config = Bench(fault_offset=0x220, iotlb_offset=0xF0).config
-    words = [f"-DUNIT_{name.upper()}={config[name]:#x}ull" for name in ("cap", "ecap")]
-    folders = [ROOT / "csrc", ROOT / "csrc" / "vtd", ROOT / "csrc" / "amdvi"]
-    files = [str(path) for folder in folders for path in folder.glob("*.c")]
-    command = ["cc", "-std=gnu11", "-O2", *words, f"-I{ROOT / 'csrc'}", str(source), *files]
-    built = subprocess.run([*command, "-pthread", "-o", program], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+    program = build(tmp_path, monkeypatch)
     never = instructions(program)
     assert never > 100
     assert instructions(program, "watched") == never

@@ -19,7 +19,7 @@ from core_bench import (
     without,
 )
 
-from iommu_emu.core import Access, Attribute, Outcome, RequestFlag
+from iommu_emu.core import Access, Attribute, IotlbLookup, Outcome, RequestFlag
 
 PAGE_BITS = {1: 12, 2: 21, 3: 30}
 NO_WRITE, NO_READ, RESERVED = 0x05, 0x06, 0x0C
@@ -331,6 +331,29 @@ def test_walk_output_in_interrupt_range(
     bench.enable()
     for _ in range(2):
         assert bench.fault(0x5000, access) == code
+
+
+@pytest.mark.parametrize("lookup", list(IotlbLookup))
+@pytest.mark.parametrize("caching_mode", [False, True])
+@pytest.mark.parametrize(
+    ("permissions", "denied", "code", "allowed"),
+    [(W, READ, 6, WRITE), (R, WRITE, 5, READ)],
+    ids=["write-only", "read-only"],
+)
+def test_walk_output_in_interrupt_range_stays_blocked_after_a_denied_access(
+    permissions: int,
+    denied: Access,
+    code: int,
+    allowed: Access,
+    caching_mode: bool,
+    lookup: IotlbLookup,
+) -> None:
+    """Permission is judged first, the output last (8.3): the first fault must cache nothing."""
+    bench = Bench(caching_mode=caching_mode, lookup=lookup)
+    bench.attach().map(0x5000, 0xFEE0_0000, permissions)
+    bench.enable()
+    for access, expected in ((denied, code), (allowed, 0x0E), (allowed, 0x0E), (denied, code)):
+        assert bench.fault(0x5000, access) == expected
 
 
 @pytest.mark.parametrize(("level", "output"), [(2, 0xFEE0_0000), (3, 0xC000_0000)])

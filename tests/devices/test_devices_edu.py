@@ -37,7 +37,7 @@ def edu(machine):
 
 def test_edu_identity_in_config_space(machine, edu):
     assert machine.config_read("00:02.0", 0, 4) == 0x11E8_1234
-    assert machine.config_read("00:02.0", 8, 4) == 0xFF00_0010
+    assert machine.config_read("00:02.0", 8, 4) == 0x00FF_0010
 
 
 def test_edu_identification_register(edu):
@@ -71,9 +71,14 @@ def test_edu_factorial_raises_interrupt_1_if_asked(edu):
     assert edu.read(0x24) == 1
 
 
-@pytest.mark.parametrize(("offset", "size"), [(0x00, 8), (0x04, 2), (0x40000, 4), (0x80, 1)])
+@pytest.mark.parametrize(("offset", "size"), [(0x00, 8), (0x28, 4), (0x40000, 4), (0x9C, 4)])
 def test_edu_reads_all_ones_where_nothing_is(edu, offset, size):
     assert edu.read(offset, size) == (1 << 8 * size) - 1
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0x00, 1), (0x00, 2), (0x80, 1), (0x02, 4)])
+def test_edu_reads_0_by_accesses_that_it_does_not_take(edu, offset, size):
+    assert edu.read(offset, size) == 0
 
 
 def test_edu_raised_interrupts_accumulate(edu):
@@ -97,6 +102,22 @@ def test_edu_uses_msi_when_enabled(machine, edu):
     machine.config_write("00:02.0", at + 2, 2, 1)
     edu.write(0x60, 1)
     assert ([i.vector for i in machine.interrupts], edu.edu.intx) == ([0x44], False)
+
+
+def test_edu_has_msi_without_masks(machine, edu):
+    at = edu.edu.config.find(0x05)
+    assert machine.config_read("00:02.0", at, 4) == 0x0080_0005
+
+
+def test_edu_pin_goes_down_for_good_when_msi_is_enabled(machine, edu):
+    control = edu.edu.config.find(0x05) + 2
+    edu.write(0x60, 1)
+    machine.config_write("00:02.0", control, 2, 1)
+    assert (edu.edu.intx, edu.edu.interrupt_status) == (False, False)
+    machine.config_write("00:02.0", control, 2, 0)
+    assert not edu.edu.intx
+    edu.write(0x60, 2)
+    assert edu.edu.intx
 
 
 def test_edu_dma_from_ram_takes_100_ms(machine, edu):
@@ -154,12 +175,22 @@ def test_edu_dma_that_fails_ends_with_its_status_known(machine, edu):
     assert (edu.read(0x98), edu.edu.last_dma.status) == (0, Status.UNSUPPORTED_REQUEST)
 
 
-def test_edu_reset_forgets_the_transfer_under_way(machine, edu):
-    machine.memory.write(0x1000, b"late")
-    edu.dma(0x1000, 0x40000, 4, 1)
+def test_edu_reset_leaves_registers_and_the_transfer_under_way(machine, edu):
+    edu.write(0x04, 5)
+    edu.edu.buffer[:4] = b"kept"
+    edu.dma(0x40000, 0x2000, 4, 3)
     edu.edu.reset()
-    machine.advance(200 * MILLISECOND)
-    assert bytes(edu.edu.buffer[:4]) == bytes(4)
+    edu.edu.place_bar(0, edu.bar)
+    machine.config_write("00:02.0", 0x04, 2, 6)
+    assert (edu.read(0x04), edu.read(0x98)) == (0xFFFF_FFFA, 3)
+    machine.advance(100 * MILLISECOND)
+    assert machine.memory.read(0x2000, 4) == b"kept"
+
+
+def test_edu_reset_takes_the_pin_down(edu):
+    edu.write(0x60, 1)
+    edu.edu.reset()
+    assert not edu.edu.intx
 
 
 def test_edu_removed_during_a_transfer_does_not_do_it(machine, edu):

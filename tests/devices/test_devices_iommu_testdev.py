@@ -1,16 +1,16 @@
 import pytest
 
 from iommu_emu import Machine
-from iommu_emu.devices import IommuTestdev
+from iommu_emu.devices import Edu, IommuTestdev
 from iommu_emu.devices.iommu_testdev import Register, TestResult
 from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 
 
 class Bench:
-    def __init__(self, machine):
+    def __init__(self, machine, address="00:04.0"):
         self.machine = machine
-        self.device = machine.attach(IommuTestdev(), "00:04.0")
+        self.device = machine.attach(IommuTestdev(), address)
 
     def read(self, register):
         return self.machine.mmio_read(self.device.bar_address(0) + register, 4)
@@ -90,6 +90,37 @@ def test_testdev_read_back_of_a_hole_fails(bench):
     assert bench.run(0x1000, 0x9000_0000) is TestResult.READ_FAILED
 
 
+def test_testdev_reads_back_a_bar(machine, bench):
+    peer = machine.attach(Edu(dma_mask=0), "00:05.0").bar_address(0)
+    assert bench.run(0x1000, peer) is TestResult.MISMATCH
+    machine.mmio_write(peer + 4, 4, ~0x1234_5678 & 0xFFFF_FFFF)
+    assert bench.run(0x1000, peer + 4, 4) is TestResult.SUCCESS
+
+
+def test_testdev_reads_ones_back_from_the_interrupt_range(bench):
+    assert bench.run(0x1000, 0xFEE0_0000) is TestResult.MISMATCH
+
+
+def test_testdev_read_back_of_itself_fails(bench):
+    assert bench.run(0x1000, bench.device.bar_address(0)) is TestResult.READ_FAILED
+
+
+def test_testdev_read_back_past_the_end_of_ram_fails(bench):
+    assert bench.run(0x1000, (4 << 20) - 2) is TestResult.READ_FAILED
+
+
+def test_testdev_pair_reading_each_others_trigger_ends(machine, bench):
+    other = Bench(machine, "00:05.0")
+    for register, value in (
+        (Register.PHYSICAL_LOW, bench.device.bar_address(0)),
+        (Register.LENGTH, 4),
+        (Register.DOORBELL, 1),
+    ):
+        other.write(register, value)
+    assert bench.run(0x1000, other.device.bar_address(0)) is TestResult.MISMATCH
+    assert other.read(Register.RESULT) == TestResult.MISMATCH
+
+
 def test_testdev_read_back_elsewhere_is_a_mismatch(bench):
     assert bench.run(0x1000, 0x2000) is TestResult.MISMATCH
 
@@ -110,7 +141,15 @@ def test_testdev_checks_security_state_only_if_it_is_valid(bench, attributes, re
     assert bench.run(0x1000, 0x1000) is result
 
 
-def test_testdev_takes_only_accesses_of_4_bytes(machine, bench):
+def test_testdev_access_of_8_bytes_is_two_of_4(machine, bench):
+    at = bench.device.bar_address(0) + Register.IOVA_LOW
+    machine.mmio_write(at, 8, 0x1122_3344_5566_7788)
+    assert bench.read(Register.IOVA_LOW) == 0x5566_7788
+    assert bench.read(Register.IOVA_HIGH) == 0x1122_3344
+    assert machine.mmio_read(at, 8) == 0x1122_3344_5566_7788
+
+
+def test_testdev_takes_no_smaller_access(machine, bench):
     machine.mmio_write(bench.device.bar_address(0) + Register.LENGTH, 2, 7)
     assert bench.read(Register.LENGTH) == 0
 

@@ -82,6 +82,22 @@ def test_msi_vectors_must_be_a_power_of_two(config, vectors):
         Msi(config, vectors, lambda *_: None)
 
 
+@pytest.mark.parametrize(("written", "read"), [(0x71, 0x21), (0x31, 0x21), (0x11, 0x11)])
+def test_msi_enables_no_more_vectors_than_it_is_capable_of(msi, config, written, read):
+    config.write(0x42, 2, written)
+    assert config.read(0x42, 2) & 0x71 == read
+
+
+def test_msi_without_masks_ends_before_them(config, sent):
+    msi = Msi(config, 1, lambda *message: sent.append(message), maskable=False)
+    assert config.read(0x42, 2) == 1 << 7
+    assert config.add_capability(0x01, bytes(6)) == 0x50
+    config.set(0x50, 8, 0xFFFF_FFFF_FFFF_FFFF)
+    config.write(0x42, 2, 1)
+    assert msi.notify(0)
+    assert (sent, msi.pending) == ([(0, 0)], 0)
+
+
 def test_msi_refuses_a_vector_that_it_has_not(msi):
     with pytest.raises(ValueError, match=r"^vector must be in 0\.\.3, not 4$"):
         msi.notify(4)

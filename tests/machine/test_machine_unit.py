@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from iommu_emu import Access, Timing
+from iommu_emu import Access, Machine, Timing
 from iommu_emu.core import InvalidationState, OverlapError, Owed
+from iommu_emu.devices import Device
 from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 
@@ -216,3 +217,18 @@ def test_unit_lost_stale_uses_are_counted(unit, mapped):
     unit.translate_batch(0x10, np.full(10_000, 0x4000, dtype=np.uint64))
     kept = len(unit.stale_uses())
     assert kept + unit.lost_stale_uses == 10_000
+
+
+def test_unit_write_reports_what_its_drain_made_land():
+    machine = Machine.from_platform("q35-vtd")
+    driver = VtdDriver(machine, machine.units[0], range(0x10_0000, 0x18_0000))
+    driver.start()
+    device = machine.attach(Device("writer"))
+    domain = driver.create_domain()
+    driver.attach(domain, device.address)
+    domain.map(0x1000, 0x20_0000, 4096)
+    device.dma.set_latency(0, 100)
+    done = []
+    device.dma.write(0x1000, b"\x01", done.append)
+    domain.unmap(0x1000, 4096)
+    assert [completion.ok for completion in done] == [True]

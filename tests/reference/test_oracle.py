@@ -41,8 +41,10 @@ class Setup:
     def write(self, address: int, data: bytes) -> None:
         self.memory[address : address + len(data)] = data
 
-    def context(self, devfn: int = 0x10, domain: int = 5, root: int = 0x3000, p: int = 1) -> None:
-        entry = ContextEntry.build(p=p, aw=1, did=domain, ssptptr=root)
+    def context(
+        self, devfn: int = 0x10, domain: int = 5, root: int = 0x3000, p: int = 1, aw: int = 1
+    ) -> None:
+        entry = ContextEntry.build(p=p, aw=aw, did=domain, ssptptr=root)
         self.write(CONTEXT + 16 * devfn, entry)
 
     def table(self, level: int, target: int, at: int | None = None) -> None:
@@ -235,7 +237,7 @@ def test_faulting_entry_may_be_cached_with_caching_mode():
     assert setup.allowed() == {NEW}
 
 
-def test_faulting_context_is_tagged_with_domain_0():
+def test_context_that_is_not_present_is_tagged_with_domain_0():
     setup = Setup(negative=True)
     setup.context(p=0)
     setup.allowed()
@@ -243,6 +245,17 @@ def test_faulting_context_is_tagged_with_domain_0():
     setup.invalidate(ContextInvalidation.build(g=3, did=5, sid=DEVICE))
     assert setup.allowed() == {"LCT.2", OLD}
     setup.invalidate(ContextInvalidation.build(g=3, did=0, sid=DEVICE))
+    assert setup.allowed() == {OLD}
+
+
+def test_faulting_context_is_tagged_with_its_domain():
+    setup = Setup(negative=True)
+    setup.context(aw=0)
+    setup.allowed()
+    setup.context()
+    setup.invalidate(ContextInvalidation.build(g=3, did=0, sid=DEVICE))
+    assert setup.allowed() == {"LCT.4.1", OLD}
+    setup.invalidate(ContextInvalidation.build(g=3, did=5, sid=DEVICE))
     assert setup.allowed() == {OLD}
 
 

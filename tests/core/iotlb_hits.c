@@ -1,8 +1,9 @@
-/* Prints how many instructions 100 IOTLB hits take, for test_stale_use.py. */
+/* Prints how many instructions 100 IOTLB hits take, for hit_cost.py. */
 #include "iommu_emu.h"
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -59,9 +60,9 @@ int main(int argc, char **argv)
     struct iemu_region *ram;
     struct iemu_unit *unit;
     struct iemu_result result;
+    const char *mode = argc > 1 ? argv[1] : "";
     int error;
 
-    (void)argv;
     c.unit = (struct iemu_unit_config){.base = 0xfed90000, .window = 4096,
                                        .host_address_width = 39, .fetch_granule = 128};
     for (int i = 0; i < IEMU_CACHES; i++)
@@ -71,6 +72,9 @@ int main(int argc, char **argv)
     iemu_memory_map(m, 0, ram);
     unit = iemu_vtd_create(m, &c, &error);
     if (!unit)
+        abort();
+    if (!strcmp(mode, "recorded") &&
+        iemu_journal_start(m, &(struct iemu_journal_config){.capacity = 1024}))
         abort();
     poke(m, 0x1000, 0x2001);
     poke(m, 0x2000, 0x3001);
@@ -82,11 +86,13 @@ int main(int argc, char **argv)
     iemu_mmio_write(unit, 0x18, 4, 1u << 30);
     iemu_mmio_write(unit, 0x18, 4, 1u << 31);
     iemu_translate(unit, &request, &result);
-    if (argc > 1) { /* on, used, and off again */
+    /* On, used, and off again. */
+    if (!strcmp(mode, "watched")) {
         iemu_unit_watch(unit, true);
         iemu_translate(unit, &request, &result);
         iemu_unit_watch(unit, false);
     }
+    iemu_journal_stop(m);
     printf("%ld\n", instructions(unit, &request));
     iemu_machine_destroy(m);
     iemu_region_release(ram);
