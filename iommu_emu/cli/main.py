@@ -10,7 +10,7 @@ from importlib import import_module
 
 from iommu_emu import __version__
 
-COMMANDS = ("demo", "acpi", "bench", "fetch", "replay", "serve")  # modules of iommu_emu.cli
+COMMANDS = ("demo", "acpi", "bench", "fetch", "qtest", "replay", "serve")  # modules of iommu_emu.cli
 
 DESCRIPTION = """\
 A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
@@ -20,6 +20,7 @@ A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
   iommu-emu acpi check FILE             what is odd in a firmware's table
   iommu-emu bench                       what a translation costs here, beside its floor
   iommu-emu fetch                       QEMU and kernels for live guests, into the cache
+  iommu-emu qtest -machine q35 ...      a machine for QEMU's own tests, as QEMU offers it
   iommu-emu replay FILE                 play a recorded run again, and read what is in it
   iommu-emu serve --unit 0=unit.sock    an IOMMU and devices of ours in a QEMU of yours
 """
