@@ -10,7 +10,7 @@ from importlib import import_module
 
 from iommu_emu import __version__
 
-COMMANDS = ("demo", "acpi", "bench", "fetch", "qtest", "replay", "serve")  # modules of iommu_emu.cli
+COMMANDS = ("demo", "acpi", "bench", "diff", "fetch", "qtest", "replay", "serve")  # modules of iommu_emu.cli
 
 DESCRIPTION = """\
 A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
@@ -19,6 +19,7 @@ A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
   iommu-emu acpi show q35-vtd           read a DMAR or IVRS table, from a file or built in
   iommu-emu acpi check FILE             what is odd in a firmware's table
   iommu-emu bench                       what a translation costs here, beside its floor
+  iommu-emu diff                        the same programs on a real QEMU and on ours
   iommu-emu fetch                       QEMU and kernels for live guests, into the cache
   iommu-emu qtest -machine q35 ...      a machine for QEMU's own tests, as QEMU offers it
   iommu-emu replay FILE                 play a recorded run again, and read what is in it
