@@ -10,7 +10,17 @@ from importlib import import_module
 
 from iommu_emu import __version__
 
-COMMANDS = ("demo", "acpi", "bench", "diff", "fetch", "qtest", "replay", "serve")  # modules of iommu_emu.cli
+COMMANDS = (
+    "demo",
+    "acpi",
+    "bench",
+    "diff",
+    "fetch",
+    "guest",
+    "qtest",
+    "replay",
+    "serve",
+)  # modules of iommu_emu.cli
 
 DESCRIPTION = """\
 A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
@@ -21,6 +31,7 @@ A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
   iommu-emu bench                       what a translation costs here, beside its floor
   iommu-emu diff                        the same programs on a real QEMU and on ours
   iommu-emu fetch                       QEMU and kernels for live guests, into the cache
+  iommu-emu guest linux                 a real kernel on an emulated IOMMU, in QEMU
   iommu-emu qtest -machine q35 ...      a machine for QEMU's own tests, as QEMU offers it
   iommu-emu replay FILE                 play a recorded run again, and read what is in it
   iommu-emu serve --unit 0=unit.sock    an IOMMU and devices of ours in a QEMU of yours

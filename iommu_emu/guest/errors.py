@@ -1,0 +1,13 @@
+"""What can go wrong with a live guest, as the user is told."""
+
+from __future__ import annotations
+
+__all__ = ["GuestError", "GuestTimeoutError"]
+
+
+class GuestError(Exception):
+    """A guest cannot be started, or did not come to its end; the message says what to do."""
+
+
+class GuestTimeoutError(GuestError):
+    """A guest did not come as far as it should have in the time it had."""
