@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Function)
 
 DEFAULT_MEMORY = 64 << 20
+_LIVE_BATCH = 4  # messages between two looks at the time: one may be a dozen doorbells
+_LIVE_TURN = 0.002  # s of the host's time that one call of `service` may take in a live machine
 
 __all__ = ["DEFAULT_MEMORY", "Interrupt", "Machine", "ReservedRegion"]
 
@@ -445,16 +448,19 @@ class Machine:
     def service(self) -> None:
         """Do what the core left to Python: BAR accesses, interrupts, completions.
 
-        One call handles a bounded number of messages: devices that keep writing to each other
-        go on when it is called next, so no guest can keep it busy for ever.
+        One call handles a bounded number of messages, and where the clock follows the host's, no
+        more than a few ms allow: devices that keep writing to each other go on when it is called
+        next, so no guest can keep it busy for ever.
         """
         if self._servicing:
             return
         self._servicing = True
         try:
             budget = self._budget
-            while budget > 0:
-                messages = self.core.take_messages()
+            live = self.clock.source is not None
+            batch, deadline = (_LIVE_BATCH, time.monotonic() + _LIVE_TURN) if live else (64, None)
+            while budget > 0 and (deadline is None or time.monotonic() < deadline):
+                messages = self.core.take_messages(batch)
                 for message in messages:
                     self._deliver(message)
                 arrived = sum(port.poll() for port in list(self.core.waiting))

@@ -142,11 +142,11 @@ class CoreMachine:
 
     # Outbox.
 
-    def take_messages(self) -> list[Message]:
-        """Take up to 64 messages, oldest first."""
+    def take_messages(self, most: int = 64) -> list[Message]:
+        """Take up to `most` messages, 1..64, oldest first."""
         if self.before_messages is not None:
             self.before_messages()
-        count = lib.iemu_outbox_take(self.handle, self._messages, self._batch)
+        count = lib.iemu_outbox_take(self.handle, self._messages, min(most, self._batch))
         return [_message(self._messages[i]) for i in range(count)]
 
     @property

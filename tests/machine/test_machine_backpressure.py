@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
+
 import pytest
 
 from iommu_emu import Machine
-from iommu_emu.devices import Device
+from iommu_emu.devices import Bar, Device
 from iommu_emu.pci.function import BUS_MASTER, COMMAND
 
 MESSAGE = (0xFEE0_1000, 0x41)
@@ -67,3 +70,30 @@ def test_interrupt_that_waits_is_forgotten_at_removal(machine: Machine, device: 
     machine.remove(device)
     machine.advance(10_000)
     assert machine.interrupts == []
+
+
+class Echo(Device):
+    """Answers each write to its BAR with one more."""
+
+    bar_layout = (Bar(0, 4096),)
+    echoes = 0
+
+    def bar_write(self, bar: int, offset: int, size: int, value: int) -> None:
+        self.echoes += 1
+        self.dma.write(self.bar_address(0), bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("source", "handled"), [(None, 64), (lambda: 0, 4)], ids=["stepped", "live"]
+)
+def test_service_ends_where_devices_keep_each_other_busy(
+    monkeypatch: pytest.MonkeyPatch, source: Callable[[], int] | None, handled: int
+) -> None:
+    machine = Machine(messages=64, clock_source=source)
+    echo = machine.attach(Echo())
+    ticks = count(step=0.001)  # the host's clock: the second look is the last
+    monkeypatch.setattr("iommu_emu.machine.time.monotonic", lambda: next(ticks))
+    for _ in range(8):
+        echo.dma.write(echo.bar_address(0), bytes(4))
+    machine.service()
+    assert echo.echoes == handled
