@@ -11,11 +11,31 @@ A device that answers each write to its registers with a DMA to the address writ
 `machine.attach(Echo())` puts it on the bus.
 """
 
-from iommu_emu.devices.attacker import Attacker
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from iommu_emu.devices.base import Bar, Device
-from iommu_emu.devices.edu import Edu
-from iommu_emu.devices.iommu_testdev import IommuTestdev
-from iommu_emu.devices.malicious import MaliciousDevice
-from iommu_emu.devices.nvme import Nvme
+
+if TYPE_CHECKING:
+    from iommu_emu.devices.attacker import Attacker
+    from iommu_emu.devices.edu import Edu
+    from iommu_emu.devices.iommu_testdev import IommuTestdev
+    from iommu_emu.devices.malicious import MaliciousDevice
+    from iommu_emu.devices.nvme import Nvme
+
+# A model is imported when it is asked for: programs start faster without those they do not use.
+_MODELS = {
+    "Attacker": "attacker",
+    "Edu": "edu",
+    "IommuTestdev": "iommu_testdev",
+    "MaliciousDevice": "malicious",
+    "Nvme": "nvme",
+}
 
 __all__ = ["Attacker", "Bar", "Device", "Edu", "IommuTestdev", "MaliciousDevice", "Nvme"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODELS[name]}"), name)

@@ -184,7 +184,7 @@ class Edu(Device):
         self._outstanding = len(pieces)
         for at, length in pieces:
             done = partial(self._transferred, offset + at, length)
-            self.dma.read(address + at & self.dma_mask, length, done)
+            self.dma.read(address + at, length, done)
 
     def _transferred(self, offset: int, length: int, completion: Completion) -> None:
         """Take one part of a transfer; `length` bytes of the buffer are for what was read."""

@@ -14,7 +14,7 @@ __all__ = ["MICROSECOND", "MILLISECOND", "SECOND", "Clock", "Timer", "monotonic_
 MICROSECOND = 1_000
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
-_TURN = 0.002  # s of the host's time for the events in one call of `follow`
+TURN = 0.002  # s of the host's time that following a live clock, or serving it, may take at once
 
 
 class Timer:
@@ -182,7 +182,7 @@ class Clock:
         """
         if self.source is None:
             raise RuntimeError("a stepped clock has no source to follow")
-        deadline = time.monotonic() + _TURN
+        deadline = time.monotonic() + TURN
         in_time = takewhile(lambda step: not step or time.monotonic() < deadline, count())
         self._advance_to(max(self.source(), self.now), in_time)
         return self.now

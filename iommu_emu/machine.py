@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from iommu_emu.bar_windows import BarWindows
-from iommu_emu.clock import Clock
+from iommu_emu.clock import TURN, Clock
 from iommu_emu.core import (
     CoreMachine,
     FullError,
@@ -32,7 +32,6 @@ F = TypeVar("F", bound=Function)
 
 DEFAULT_MEMORY = 64 << 20
 _LIVE_BATCH = 4  # messages between two looks at the time: one may be a dozen doorbells
-_LIVE_TURN = 0.002  # s of the host's time that one call of `service` may take in a live machine
 
 __all__ = ["DEFAULT_MEMORY", "Interrupt", "Machine", "ReservedRegion"]
 
@@ -458,7 +457,7 @@ class Machine:
         try:
             budget = self._budget
             live = self.clock.source is not None
-            batch, deadline = (_LIVE_BATCH, time.monotonic() + _LIVE_TURN) if live else (64, None)
+            batch, deadline = (_LIVE_BATCH, time.monotonic() + TURN) if live else (64, None)
             while budget > 0 and (deadline is None or time.monotonic() < deadline):
                 messages = self.core.take_messages(batch)
                 for message in messages:

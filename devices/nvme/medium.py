@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import stat
@@ -159,7 +160,7 @@ class FileMedium(Medium):
         read_only: open it for reading only.
 
     Raises:
-        OSError: if it cannot be opened.
+        OSError: if it cannot be opened, or another medium writes to it (flock(2)).
         ValueError: if it is no such file, or its size no multiple of the block size.
     """
 
@@ -172,8 +173,14 @@ class FileMedium(Medium):
             raise ValueError(f"{self.path} must be a regular file or a block device")
         self._file = open(self.path, "rb" if read_only else "r+b", buffering=0)  # noqa: SIM115
         try:
+            fcntl.flock(self._file, fcntl.LOCK_NB | (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX))
             size = self._file.seek(0, os.SEEK_END)
             super().__init__(size, block_size, read_only)
+        except OSError as error:
+            self._file.close()
+            held = isinstance(error, BlockingIOError)
+            reason = "somebody else has it open" if held else error.strerror
+            raise OSError(error.errno, reason, str(self.path)) from None
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{self.path}: {error}") from None

@@ -51,8 +51,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "diff",
         help="the same programs on a real QEMU and on ours, compared",
         description=DESCRIPTION,
-        epilog="configurations: "
-        + "; ".join(f"{each.name}: {each.description}" for each in CONFIGURATIONS.values()),
+        epilog="configurations:\n"
+        + "\n".join(f"  {each.name:<15} {each.description}" for each in CONFIGURATIONS.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 
 from iommu_emu.cli.console import console
+from iommu_emu.cli.signals import ended_by_signals
 from iommu_emu.qemu import COMPONENTS, cache, errors, find
 from iommu_emu.qemu.apt import OnProgress
 
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     if not arguments.list:
         try:
-            with _shown() as progress:
+            with ended_by_signals(), _shown() as progress:
                 cache.fetch(names, update=arguments.update, progress=progress)
         except errors.Unreachable as error:
             print(f"iommu-emu fetch: not run: {error}", file=sys.stderr)

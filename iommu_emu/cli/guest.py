@@ -52,6 +52,9 @@ The report shows what the guest's kernel said beside what the emulator saw. It t
 
 Interrupt remapping stays off: the guest's I/O APIC is QEMU's and not behind our unit.
 
+The kernel: Linux 4.15 or later with a serial console, INTEL_IOMMU and an initial RAM disk built in,
+NVMe built in or as a module. Without VFIO, that part is "not run" and the rest is checked.
+
 policies:
   strict       an unmapped page is flushed from the IOTLB at once (iommu.strict=1)
   lazy         within 10 ms, all together (iommu.strict=0); Debian's default

@@ -17,7 +17,7 @@ The same program is installed as libexec/iommu-emu/qemu-system-x86_64 beside bin
 libqtest reads the architecture from QEMU's name. That folder is on no PATH.
 
 machine:
-  -machine q35|none         `none` has no memory and no device
+  -machine q35|none         `none` has no memory and no device (default: q35; QEMU's is pc)
   -m SIZE                   memory; M is understood where there is no suffix (default: 128M)
   -device intel-iommu       VT-d. caching-mode, snoop-control, eim, intremap = on|off;
                             aw-bits = 39|48

@@ -87,7 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
         with Console(stderr=True).status("reading the recording"):
             recording = read(arguments.file)
             outcome = replay(recording, stop_at=arguments.stop_at)
-    except (OSError, RecordingError) as error:
+    except OSError as error:
+        print(f"iommu-emu replay: {arguments.file}: {error.strerror}", file=sys.stderr)
+        return 2
+    except RecordingError as error:
         print(f"iommu-emu replay: {error}", file=sys.stderr)
         return 2
     except ValueError as error:

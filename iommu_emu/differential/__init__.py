@@ -1,5 +1,8 @@
 """Differential testing: the same programs on a real QEMU and on our unit, compared.
 
+Programs invalidate everything after each change, or exactly what software owes (VT-d 9.4): then
+there is one right answer. Others invalidate less, and are held to the stale-entry oracle.
+
 The way of a program:
 
     generator/ -> program.py -> ours.py: carried out on our unit, as primitive accesses
@@ -9,8 +12,11 @@ The way of a program:
 
 `pair.py` holds both sides of one configuration, `campaign.py` runs many programs over several,
 `stale.py` holds under-invalidated programs to the stale-entry oracle, `document.py` makes
-docs/differences-from-qemu.md. What is VT-d's is in `vtd.py`, `descriptors.py`, `notes.py`,
-`configurations.py` and the generator: another mode or vendor is another of each.
+docs/differences-from-qemu.md.
+
+`adapter.py` is what this has to know of a kind of unit, and `vtd.py` the one adapter there is,
+with `descriptors.py` and `notes.py`. Another mode or vendor brings an adapter, a generator like
+`generator/`, and its lines in `configurations.py`.
 """
 
 from iommu_emu.differential.campaign import Campaign, Coverage, Failure

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from iommu_emu.differential.accesses import UnitWrite
 from iommu_emu.differential.program import Operation
 from iommu_emu.differential.registers import RegisterNames
 from iommu_emu.differential.software import Commands
@@ -43,6 +44,7 @@ class Adapter:
         error: name of the field that says what was wrong with a command.
         commands: makes the software of a program.
         annotator: makes what takes notes, from a machine and its unit.
+        forgotten: register writes that undo what QEMU's reset does not.
     """
 
     names: RegisterNames
@@ -52,6 +54,7 @@ class Adapter:
     error: str
     commands: Callable[[], Commands]
     annotator: Callable[[Machine, Any], Annotator]
+    forgotten: tuple[UnitWrite, ...] = ()
 
     def part(self, dump: bytes, offset: int, size: int) -> bytes | None:
         """Return what a dump of the ranges has at an offset; None if that is not in it."""

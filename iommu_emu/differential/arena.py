@@ -64,9 +64,13 @@ def kind(address: int) -> str:
 
 
 def likely(address: int) -> tuple[int, ...]:
-    """Return the bytes that a data page can hold: what it is filled with, or iommu-testdev's."""
-    fill = FILLED.get(address & ~(PAGE - 1))
-    return () if fill is None else (fill, *PATTERN_WORD.to_bytes(4, "little"))
+    """Return the bytes that a data page can hold, () for another page.
+
+    They are what pages are filled with, iommu-testdev's pattern, and an edu's empty buffer.
+    """
+    if address & ~(PAGE - 1) not in DATA:
+        return ()
+    return (0, *FILLED.values(), *PATTERN_WORD.to_bytes(4, "little"))
 
 
 def image() -> tuple[bytes, ...]:

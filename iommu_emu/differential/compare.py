@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from iommu_emu.differential import arena
+from iommu_emu.differential.adapter import Adapter
 from iommu_emu.differential.entries import Entry, Finding
 from iommu_emu.differential.observation import Observation, Step
 from iommu_emu.differential.program import (
@@ -22,8 +23,6 @@ from iommu_emu.differential.program import (
     RegisterRead,
     format_operation,
 )
-from iommu_emu.differential.vtd import RANGES, register_names
-from iommu_emu.reference import INTERRUPT_BASE
 
 END = "end"
 
@@ -91,7 +90,9 @@ def compare(
                 verdict.unexplained.append(Finding(index, text, "stale", 1, 0, said, detail))
             return verdict
         if index < len(qemu.steps):
-            found = list(_step_findings(index, text, operations[index], mine, qemu.steps[index], adapter))
+            found = list(
+                _step_findings(index, text, operations[index], mine, qemu.steps[index], adapter)
+            )
         else:
             found = [Finding(index, text, "abort", 0, 1, tuple(mine.causes), qemu.died)]
         around = _Around(adapter, mine, ours.steps[index - 1] if index else None)
@@ -99,7 +100,7 @@ def compare(
             return verdict
         differed.update(each.field for each in found)
         verdict.compared += 1
-    found = list(_end_findings(operations, ours, qemu, differed, adapter))
+    found = list(_end_findings(operations, ours, qemu, differed))
     last = ours.steps[-1] if ours.steps else None
     _judge(found, _Around(adapter, last, last), entries, carried, verdict)
     return verdict
@@ -162,12 +163,14 @@ def _explanation(finding: Finding, around: _Around, entries: Sequence[Entry]) ->
 
 
 def _step_findings(
-    index: int, text: str, operation: Operation, mine: Step, theirs: Step
+    index: int, text: str, operation: Operation, mine: Step, theirs: Step, adapter: Adapter
 ) -> Iterator[Finding]:
     causes = tuple(mine.causes)
     # What a read of a register says is in the dump as well; if it says the same, once is enough.
     told = isinstance(operation, RegisterRead) and all(
-        step.results[0] == _in_dump(step, operation) for step in (mine, theirs)
+        adapter.part(step.registers, operation.offset, operation.size)
+        == step.results[0].to_bytes(operation.size, "little")
+        for step in (mine, theirs)
     )
     if mine.results != theirs.results and not told:
         for number, (ours, qemu) in enumerate(zip(mine.results, theirs.results, strict=True)):
@@ -175,24 +178,12 @@ def _step_findings(
                 yield Finding(index, text, f"result[{number}]", ours, qemu, causes)
     if mine.registers == theirs.registers:
         return
-    names = register_names()
     at = 0
-    for base, size in RANGES:
+    for base, size in adapter.ranges:
         ours_dump, qemu_dump = mine.registers[at : at + size], theirs.registers[at : at + size]
-        for each in names.differences(base, ours_dump, qemu_dump):
+        for each in adapter.names.differences(base, ours_dump, qemu_dump):
             yield Finding(index, text, each.field, each.ours, each.qemu, causes)
         at += size
-
-
-def _in_dump(step: Step, read: RegisterRead) -> int | None:
-    """Return what the dump says at the place of a read; None if it is not in it."""
-    at = 0
-    for base, size in RANGES:
-        if base <= read.offset and read.offset + read.size <= base + size:
-            begin = at + read.offset - base
-            return int.from_bytes(step.registers[begin : begin + read.size], "little")
-        at += size
-    return None
 
 
 def _end_findings(
@@ -210,11 +201,6 @@ def _end_findings(
         here = vector in ours.vectors
         detail = f"{vector:#x} reached APIC 0 {'here' if here else 'in QEMU'} only"
         yield Finding(index, END, "vector", int(here), int(not here), causes, detail)
-
-
-def _goes_elsewhere(step: Step, event: str) -> bool:
-    unmasked = not _value(step, f"{event}CTL.IM")
-    return unmasked and _value(step, f"{event}ADDR.MA") << 2 & ~0xFFFFF != INTERRUPT_BASE
 
 
 def _memory_finding(
@@ -235,13 +221,9 @@ def _memory_finding(
 def _causes_at_end(ours: Observation, differed: set[str]) -> tuple[str, ...]:
     """Return what may have kept a vector or a store from one side.
 
-    That is all that was said of the program's operations, which pending events differed, and
-    whether an event's message went elsewhere than to an APIC.
+    That is all that was said of the program's operations, and which pending events differed.
     """
     causes = [f"{name} had differed" for name in sorted(differed) if name.endswith(".IP")]
-    for event in ("FE", "IE"):
-        if any(_goes_elsewhere(step, event) for step in ours.steps):
-            causes.append(f"{event}ADDR was outside FEEx_xxxxh")
     for step in ours.steps:
         causes += step.causes
     return tuple(dict.fromkeys(causes))

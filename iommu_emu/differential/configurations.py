@@ -46,7 +46,9 @@ class Configuration:
 
     def unit(self) -> VtdConfig:
         """Return the configuration of our unit."""
-        capabilities = replace(preset(self.preset, ADAPTER.window).capabilities, **dict(self.changes))
+        capabilities = replace(
+            preset(self.preset, ADAPTER.window).capabilities, **dict(self.changes)
+        )
         return preset(
             self.preset,
             ADAPTER.window,

@@ -19,6 +19,7 @@ from iommu_emu.differential.program import (
     Operation,
     RegisterRead,
     RegisterWrite,
+    Submit,
 )
 from iommu_emu.machine import Machine
 from iommu_emu.reference import INTERRUPT_BASE, INTERRUPT_LAST, LEVEL_CONTEXT
@@ -28,7 +29,7 @@ from iommu_emu.vtd.unit import VtdUnit
 DESCRIPTOR = 16
 PAGE = arena.PAGE
 PASS_THROUGH = 2
-MOST_DESCRIPTORS = 40  # that are looked at in one operation
+MOST_DESCRIPTORS = 520  # that are looked at in one operation: more than two pages have
 SHV, REMAPPABLE = 1 << 3, 1 << 4
 
 __all__ = ["Notes"]
@@ -66,17 +67,17 @@ class Notes:
             requester: of the device that acted, if one did.
             root: RTADDR as it was latched.
         """
-        found = list(self._queue_notes(root))
+        found: list[str] = []
+        if isinstance(operation, RegisterWrite | Submit | Invalidate):
+            found += self._queue_notes(root)
         if self._stood_still:
             found.append("queue: stood still with an error")
         if root >> 10 & 3:
             found.append("root: not legacy mode")
-        if (
-            isinstance(operation, RegisterRead | RegisterWrite)
-            and operation.offset % operation.size
-        ):
-            found.append("access: not aligned")
-        if isinstance(operation, Dma):
+        found += self._event_notes()
+        if isinstance(operation, RegisterRead | RegisterWrite):
+            found += _access_notes(operation)
+        elif isinstance(operation, Dma):
             found += self._transfer_notes(operation, requester, root)
         elif isinstance(operation, Interrupt):
             found += self._interrupt_notes(operation)
@@ -142,6 +143,13 @@ class Notes:
             return False
         return True
 
+    def _event_notes(self) -> Iterator[str]:
+        """Yield which events would send their message elsewhere than to an APIC."""
+        for event in ("FE", "IE"):
+            address = self._unit.read(f"{event}ADDR") & ~0xFFFFF
+            if not self._unit.field(f"{event}CTL", "IM") and address != INTERRUPT_BASE:
+                yield f"{event}ADDR: outside FEEx_xxxxh"
+
     # ---- transfers --------------------------------------------------------------------------
 
     def _transfer_notes(self, dma: Dma, requester: int, root: int) -> Iterator[str]:
@@ -202,7 +210,14 @@ class Notes:
             yield "irte: source by bus range"
         if high >> 18 & 3 == 3:
             yield "irte: reserved source validation"
+        if low >> 15 & 1:
+            yield "irte: posted format"
         if low >> 5 & 7 in (3, 6):
             yield "irte: reserved delivery mode"
         if not self._unit.read("IRTA") >> 11 & 1 and low >> 32 & 0xFFFF_00FF:
             yield "irte: reserved destination bits"
+
+
+def _access_notes(operation: RegisterRead | RegisterWrite) -> Iterator[str]:
+    if operation.offset % operation.size:
+        yield "access: not aligned"

@@ -20,6 +20,7 @@ class Pair:
     """A machine of ours and a QEMU of the same configuration; a context manager.
 
     Attributes:
+        adapter: of the kind of unit.
         recording: what our side did and saw in the last run.
 
     Args:
@@ -36,6 +37,7 @@ class Pair:
         self, name: str, command: Sequence[str], entries: Sequence[Entry] | None = None
     ) -> None:
         chosen = configuration(name)
+        self.adapter = chosen.adapter
         self.name = name
         self.entries = load() if entries is None else tuple(entries)
         self.ours = Ours(chosen)
@@ -69,7 +71,8 @@ class Pair:
         """
         self.recording = self.ours.run(operations)
         seen = self.theirs.replay(self.recording.accesses, self.recording.ending)
-        return compare(operations, self.recording.observation, seen, self.entries, exact=exact)
+        ours = self.recording.observation
+        return compare(operations, ours, seen, self.entries, self.adapter, exact=exact)
 
     def shrink(self, operations: Sequence[Operation]) -> tuple[Operation, ...]:
         """Return a small program with the same unexplained difference."""

@@ -107,6 +107,7 @@ class Theirs:
         replay = _Replay(self.process.qtest.batch(), self.configuration, self._messages)
         seen: list[tuple[list[Later[int]], list[Later[bytes]]]] = []
         try:
+            self._forget()
             self.process.reset()
             self._set_up(replay)
             for operation in accesses:
@@ -124,6 +125,14 @@ class Theirs:
             self._start()
             return Observation(_complete(seen), died=_last_words(death))
         return Observation(_complete(seen), tuple(piece.value for piece in memory), vectors)
+
+    def _forget(self) -> None:
+        """Undo what a reset leaves."""
+        replay = _Replay(self.process.qtest.batch(), self.configuration, {})
+        for access in self.configuration.adapter.forgotten:
+            replay.do(access)
+        with self.process.noticing():
+            replay.batch.run()
 
     def _set_up(self, replay: _Replay) -> None:
         """Do what firmware would, clear the arenas, and tell the devices what ours were told."""

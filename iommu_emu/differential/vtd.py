@@ -7,8 +7,8 @@ from functools import lru_cache
 from iommu_emu import core
 from iommu_emu.core import Vendor
 from iommu_emu.differential import arena
-from iommu_emu.differential.adapter import Adapter
 from iommu_emu.differential.accesses import MemoryWrite, UnitWrite
+from iommu_emu.differential.adapter import Adapter
 from iommu_emu.differential.notes import Notes
 from iommu_emu.differential.program import Everything
 from iommu_emu.differential.registers import RegisterNames
@@ -174,5 +174,10 @@ ADAPTER = Adapter(
     error="IQERCD.IQEI",
     commands=VtdCommands,
     annotator=Notes,
+    # QEMU keeps the interrupt table that it has latched.
+    forgotten=(
+        UnitWrite(_at("IRTA"), 8, 0),
+        UnitWrite(_at("GCMD"), 4, _field("GCMD", "SIRTP")),
+    ),
 )
 """VT-d in legacy mode."""

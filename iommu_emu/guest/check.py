@@ -132,14 +132,16 @@ def judge_policy(policy: str, console: Console) -> Check:
         if flushes is not None:
             ok = ok and f"{policy} mode" in flushes
         else:
-            ok = ok and (unbatched is not None) is (policy == STRICT)
+            ok = ok and (
+                not batches_flushes(console) or (unbatched is not None) is (policy == STRICT)
+            )
     said = "; ".join(line.removeprefix("iommu: ") for line in lines)
     return Check("policy", ok, said or "the kernel says nothing about it")
 
 
 def batches_flushes(console: Console) -> bool:
     """Tell whether the kernel can be lazy: with caching mode Linux never is (VT-d 9.5)."""
-    return not console.find("batching disallowed due to", "batching is disabled due to")
+    return not any("due to virtualization" in line for line in console.find("batch"))
 
 
 def judge_window(policy: str, rounds: Sequence[WindowRound]) -> Check:

@@ -116,6 +116,7 @@ class Console:
     Attributes:
         lines: the last lines.
         checks: results, in order.
+        skipped: (what, why) could not be tried.
         phases: names of the phases of the check that began.
         facts: (name, value) for the report.
         asked: what the guest wants the host to do, and the host has not taken yet.
@@ -126,6 +127,7 @@ class Console:
 
     lines: deque[Line] = field(default_factory=lambda: deque(maxlen=MAX_LINES))
     checks: list[Check] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     asked: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_FACTS))
@@ -173,6 +175,8 @@ class Console:
             _keep(self.checks, Check(name, verdict == "ok", detail))
         elif kind == "fact":
             _keep(self.facts, (name, rest))
+        elif kind == "skip":
+            _keep(self.skipped, (name, rest))
         elif kind == "phase":
             _keep(self.phases, name)
         elif kind == "ask":

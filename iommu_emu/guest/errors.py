@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["GuestError", "GuestTimeoutError"]
+__all__ = ["GuestError", "GuestTimeoutError", "MissingDriverError"]
 
 
 class GuestError(Exception):
     """A guest cannot be started, or did not come to its end; the message says what to do."""
+
+
+class MissingDriverError(GuestError):
+    """A kernel has a driver neither built in nor among its modules."""
 
 
 class GuestTimeoutError(GuestError):

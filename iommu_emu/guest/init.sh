@@ -3,6 +3,7 @@
 # Results go into the kernel's log, one record each, in the order of what the kernel itself says:
 #   IEMU phase NAME                 a phase begins
 #   IEMU check NAME ok|fail DETAIL  a result
+#   IEMU skip NAME REASON           something cannot be tried with this kernel
 #   IEMU fact NAME VALUE...         something for the report
 #   IEMU ask WHAT                   the host is to do something; the guest waits until it sees it
 #   IEMU end                        nothing more is to come
@@ -24,10 +25,11 @@ fail() { name=$1; shift; say check "$name" fail "$@"; }
 
 # wait_for SECONDS COMMAND...: until the command succeeds
 wait_for() {
-    tries=$(($1 * 50)); shift
+    read -r uptime _ < /proc/uptime
+    deadline=$((${uptime%%.*} + $1)); shift
     until "$@"; do
-        tries=$((tries - 1))
-        [ $tries -gt 0 ] || return 1
+        read -r uptime _ < /proc/uptime
+        [ "${uptime%%.*}" -lt $deadline ] || return 1
         usleep 20000
     done
 }
@@ -48,14 +50,15 @@ load_modules() {
         insmod "/modules/$file" || fail "load-${file%.ko}" "insmod failed"
     done < /modules/order
     # Interrupt remapping is off; VFIO may be a module or built in.
-    unsafe=/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts
-    [ -e $unsafe ] && echo 1 > $unsafe
+    for unsafe in /sys/module/*/parameters/allow_unsafe_interrupts; do
+        [ -e "$unsafe" ] && echo 1 > "$unsafe"
+    done
 }
 
-need_driver() { # need_driver NAME
+need_driver() { # need_driver NAME: or the check ends here
     [ -d "/sys/bus/pci/drivers/$1" ] && return
     fail "driver-$1" "neither built into this kernel nor among its modules (see --modules)"
-    return 1
+    finish
 }
 
 finish() {
@@ -130,7 +133,7 @@ interrupts() {
 }
 
 phase_nvme() {
-    need_driver nvme || finish
+    need_driver nvme
     need_disk "$NVME" nvme-probe
     pass nvme-probe "$disk size=$(($(cat "/sys/block/${disk##*/}/size") * 512))"
     interrupts nvme-interrupts "$NVME" msix
@@ -207,7 +210,10 @@ phase_fault() {
 }
 
 phase_vfio() {
-    need_driver vfio-pci || return
+    if ! [ -d /sys/bus/pci/drivers/vfio-pci ] || ! [ -e /dev/vfio/vfio ]; then
+        say skip vfio "this kernel has no vfio-pci, or no container for it (see --modules)"
+        return
+    fi
     group=$(link "/sys/bus/pci/devices/$ATTACKER/iommu_group")
     echo vfio-pci > "/sys/bus/pci/devices/$ATTACKER/driver_override"
     echo "$ATTACKER" > /sys/bus/pci/drivers_probe
@@ -233,7 +239,7 @@ phase_window() {
 
 # Reads until the host ends the guest.
 phase_break() {
-    need_driver nvme || finish
+    need_driver nvme
     need_disk "$NVME" break-disk
     say ask break
     while :; do

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from iommu_emu.guest.errors import GuestError
+from iommu_emu.guest.errors import GuestError, MissingDriverError
 from iommu_emu.guest.modules import Module, ModuleFolder
 from iommu_emu.qemu import KERNELS, find_kernel
 
-DRIVERS = ("nvme", "vfio-pci", "vfio_iommu_type1")  # what the check inside a guest works with
-
-__all__ = ["DRIVERS", "GuestKernel", "choose_kernel", "release_of"]
+__all__ = ["GuestKernel", "choose_kernel", "release_of"]
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,25 @@ class GuestKernel:
         found = re.match(r"(\d+)\.(\d+)", self.release)
         return (int(found[1]), int(found[2])) if found else (1 << 16, 0)
 
-    def drivers(self, names: Sequence[str] = DRIVERS) -> list[Module]:
+    def drivers(self, needed: Iterable[str], optional: Iterable[str] = ()) -> list[Module]:
         """Return the modules of some drivers, in the order in which they load.
 
+        Args:
+            needed: drivers without which nothing can be done.
+            optional: drivers that are left out if the kernel does not have them.
+
         Raises:
-            GuestError: if a driver is neither built in nor among the modules, or the modules belong
-            to another kernel.
+            MissingDriverError: if a driver that is needed is neither built in nor a module.
+            GuestError: if a module cannot be read, or belongs to another kernel.
         """
         if self.modules is None:
             return []
+        names = list(needed)
         modules = self.modules.load_order(names)
+        for name in optional:
+            with contextlib.suppress(MissingDriverError):
+                modules = self.modules.load_order([*names, name])
+                names.append(name)
         for module in modules:
             if module.release not in ("", self.release):
                 raise GuestError(

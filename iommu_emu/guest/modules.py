@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from iommu_emu.guest.errors import GuestError
+from iommu_emu.guest.errors import GuestError, MissingDriverError
 
 __all__ = ["Module", "ModuleFolder", "module_information"]
 
@@ -80,10 +80,6 @@ class ModuleFolder:
         lines = listed.read_text(errors="replace").split()
         return {_normal(Path(line).name.removesuffix(".ko")) for line in lines}
 
-    def has(self, name: str) -> bool:
-        """Whether a module is there, as a file or built into the kernel."""
-        return _normal(name) in self._files or _normal(name) in self._built_in
-
     def load_order(self, names: Iterable[str]) -> list[Module]:
         """Return modules with everything they need, each after what it needs.
 
@@ -93,7 +89,8 @@ class ModuleFolder:
             names: the modules that are wanted.
 
         Raises:
-            GuestError: if one of them, or of what it needs, is not there or cannot be read.
+            MissingDriverError: if one of them, or of what it needs, is not there.
+            GuestError: if one cannot be read.
         """
         done: dict[str, Module] = {}
         for name in names:
@@ -106,7 +103,7 @@ class ModuleFolder:
         path = self._files.get(name)
         if path is None:
             wanted = f" (needed by {above[-1]})" if above else ""
-            raise GuestError(
+            raise MissingDriverError(
                 f"driver {name}{wanted} is neither built into the kernel nor in {self.path}"
             )
         data = _decompressed(path)

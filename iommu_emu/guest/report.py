@@ -87,6 +87,7 @@ class Report:
                 {"by": who, "name": c.name, "ok": c.ok, "detail": c.detail}
                 for who, c in self.results
             ],
+            "not_run": [{"name": name, "reason": reason} for name, reason in console.skipped],
             "guest": {
                 "facts": [list(fact) for fact in console.facts],
                 "policy": console.find(*POLICY_LINES),
@@ -175,6 +176,8 @@ class Report:
             guest, host = (check, disk) if who == "guest" else (None, check)
             detail = check.detail if disk is None or disk.ok else f"{check.detail}, {disk.detail}"
             table.add_row(check.name, _verdict(guest), _verdict(host), Text(_shortened(detail)))
+        for name, reason in self.console.skipped:
+            table.add_row(name, Text("not run", "yellow"), "", Text(reason))
         return table
 
     def _two_views(self) -> Table:

@@ -51,6 +51,8 @@ POLICY_OPTIONS = {
 }
 GENERIC_STRICT = (5, 14)  # the first Linux whose Intel driver obeys iommu.strict
 OLD_STRICT = "intel_iommu=on,strict iommu.passthrough=0"
+DRIVERS = ("nvme",)
+VFIO_DRIVERS = ("vfio-pci", "vfio_iommu_type1")  # a kernel may have neither, or the first alone
 PHASES = ("facts", "nvme", "rebind", "hotplug", "fault", "vfio", "window")
 MEMORY_MIB = 512
 _LAST_LINES = 15
@@ -170,7 +172,7 @@ class Session:
                 name: mappings_of(self.board.unit, self.board.machine.memory, requester)
                 for name, requester in devices.items()
             }
-            self._begin("power-off")
+            self.begin("power-off")
             machine.wait(lambda: machine.output_ended, self.options.patience, "the power-off")
             clean = machine.clean_exit
             self.observer.poll()
@@ -199,7 +201,7 @@ class Session:
         initramfs = build_initramfs(
             find_busybox().read_bytes(),
             compile_helper(),
-            options.kernel.drivers(),
+            options.kernel.drivers(DRIVERS, VFIO_DRIVERS if "vfio" in options.phases else ()),
             settings_of(options),
         )
         self._began = time.monotonic()
@@ -252,12 +254,12 @@ class Session:
 
     def boot(self, machine: VirtualMachine) -> None:
         """Let the guest run until its kernel is up and its first phase begins."""
-        self._begin("firmware")
+        self.begin("firmware")
         machine.run()
         patience = self.options.patience
         machine.wait(self._kernel_runs, patience, "the kernel's first words on ttyS0")
         machine.follow_buses()
-        self._begin("kernel")
+        self.begin("kernel")
         machine.wait(lambda: bool(self.console.phases), patience, "the kernel to come up")
 
     def _kernel_runs(self) -> bool:
@@ -268,7 +270,7 @@ class Session:
         console = self.console
         phases = len(console.phases)
         if console.phases[-1] != self._phase:
-            self._begin(console.phases[-1])
+            self.begin(console.phases[-1])
         if console.asked:
             self._answer(machine, console.asked.popleft())
             return
@@ -286,7 +288,8 @@ class Session:
         elif asked.startswith("look ") and asked[5:].isdecimal():
             self.window.look(int(asked[5:]))
 
-    def _begin(self, phase: str) -> None:
+    def begin(self, phase: str) -> None:
+        """Begin a phase: its time counts from now on."""
         self._end_phase()
         self._phase = phase
         if phase != "window":

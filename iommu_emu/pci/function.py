@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 COMMAND = 0x04
 STATUS = 0x06
+HEADER_TYPE = 0x0E
+MULTIFUNCTION = 0x80
 MEMORY_ENABLE = 1 << 1
 BUS_MASTER = 1 << 2
 INTX_DISABLE = 1 << 10
@@ -127,7 +129,7 @@ class Function:
         self._retry.cancel()
         config.set(0x00, 4, device_id << 16 | vendor_id)
         config.set(0x08, 4, class_code << 8 | revision)
-        config.set(0x0E, 1, header_type)
+        config.set(HEADER_TYPE, 1, header_type)
         config.allow(COMMAND, 2, _COMMAND_WRITABLE)
         config.allow(STATUS, 2, 0, clearable=_STATUS_CLEARABLE)
         config.allow(0x0C, 1, 0xFF)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iommu_emu.core import StateError
-from iommu_emu.pci.function import Function
-from iommu_emu.pci.topology import Bridge, PortType
+from iommu_emu.pci.function import HEADER_TYPE, MULTIFUNCTION, Function
+from iommu_emu.pci.topology import Bridge, Bus, PortType
 from iommu_emu.qtest import options
 from iommu_emu.qtest.options import OptionError
 from iommu_emu.qtest.q35 import Q35
@@ -22,7 +22,6 @@ INTEL_BASE = 0xFED9_0000
 AMD_BASE = 0xFED8_0000
 ROOT_BUS = "pcie.0"
 _ADDRESS = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.([0-7]))?", re.I)
-_MULTIFUNCTION = 0x80
 _RED_HAT = 0x1B36
 
 INTEL_SWITCHES: dict[str, str] = {
@@ -124,6 +123,8 @@ class Catalogue:
         bus, address = rest.pop("bus", ROOT_BUS), rest.pop("addr", None)
         multifunction = options.switch("multifunction", rest.pop("multifunction", "off"))
         rest.pop("rombar", None)  # no device here has a ROM
+        if not rest.get("romfile", "-"):
+            del rest["romfile"]
         _refuse_rest(driver, rest)
         under = None if bus == ROOT_BUS else self._bridge(bus)
         devfn = self._free(board, under) if address is None else _devfn(driver, address)
@@ -133,8 +134,9 @@ class Catalogue:
                 "parent device only allows plugging into slot 0."
             )
         if multifunction:
-            header = function.config.get(0x0E, 1)
-            function.config.set(0x0E, 1, header | _MULTIFUNCTION)
+            header = function.config.get(HEADER_TYPE, 1)
+            function.config.set(HEADER_TYPE, 1, header | MULTIFUNCTION)
+        _check_slot(board.bus(under), devfn, function)
         try:
             return board.attach(function, devfn, under)
         except StateError as error:
@@ -162,6 +164,28 @@ def _devfn(driver: str, address: str) -> int:
     if match is None or int(match[1], 16) > 31:
         raise OptionError(f"Property '{driver}.addr' doesn't take value '{address}'")
     return int(match[1], 16) << 3 | int(match[2] or "0")
+
+
+def _check_slot(bus: Bus, devfn: int, function: Function) -> None:
+    """Refuse a place that software would not find, because function 0 says that it is alone."""
+    if devfn in bus.functions:
+        return  # which is the better reason
+    slot, number = devfn >> 3, devfn & 7
+    first = bus.functions.get(slot << 3)
+    others = sorted(at for at in bus.functions if at >> 3 == slot and at & 7)
+    if number and first is not None and _is_alone(first):
+        raise OptionError(
+            f"PCI: single function device can't be populated in function {slot:x}.{number}"
+        )
+    if not number and others and _is_alone(function):
+        raise OptionError(
+            f"PCI: {slot:x}.0 indicates single function, "
+            f"but {slot:x}.{others[0] & 7} is already populated."
+        )
+
+
+def _is_alone(function: Function) -> bool:
+    return not function.config.get(HEADER_TYPE, 1) & MULTIFUNCTION
 
 
 def _refuse_rest(driver: str, rest: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from iommu_emu.pci.config_space import STATUS_CAPABILITIES
-from iommu_emu.pci.function import STATUS, Function
+from iommu_emu.pci.function import HEADER_TYPE, MULTIFUNCTION, STATUS, Function
 
 QEMU_SUBSYSTEM = (0x1AF4, 0x1100)
 PCIEXBAR = 0x60
@@ -20,10 +20,9 @@ _PCIEXBAR_LENGTHS = (256 << 20, 128 << 20, 64 << 20)
 PIRQ_ROUTES = (0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6A, 0x6B)
 _PIRQ_RESET = 0x80  # not routed to the 8259s
 
-_MULTIFUNCTION = 0x80
 _IO_BAR = 1
 
-__all__ = ["QEMU_SUBSYSTEM", "HostBridge", "LpcBridge", "gsi", "sata_and_smbus"]
+__all__ = ["QEMU_SUBSYSTEM", "Header", "HostBridge", "LpcBridge", "gsi", "sata", "smbus"]
 
 
 class HostBridge(Function):
@@ -72,7 +71,7 @@ class LpcBridge(Function):
             subsystem=QEMU_SUBSYSTEM,
             kind=None,
         )
-        self.config.set(0x0E, 1, _MULTIFUNCTION)
+        self.config.set(HEADER_TYPE, 1, MULTIFUNCTION)
         self.config.set(0x40, 4, 1)  # ACPI's I/O ports
         for offset in PIRQ_ROUTES:
             self.config.allow(offset, 1, 0x8F)
@@ -113,7 +112,7 @@ class Header(Function):
             kind=None,
         )
         self._bars = bars
-        self.config.set(0x0E, 1, _MULTIFUNCTION)
+        self.config.set(HEADER_TYPE, 1, MULTIFUNCTION)
         self.config.set(0x3D, 1, 1)
         for index, (_, writable) in bars.items():
             self.config.allow(0x10 + 4 * index, 4, writable)
@@ -127,14 +126,18 @@ class Header(Function):
             self.config.set(0x10 + 4 * index, 4, value)
 
 
-def sata_and_smbus() -> tuple[Function, Function]:
-    """Return the SATA controller, 00:1f.2, and the SMBus controller, 00:1f.3."""
-    msi_and_sata = {0x34: 0x80, 0x80: 0x0080_A805, 0x90: 0x40, 0xA8: 0x0010_0012, 0xAC: 0x48}
-    sata_bars = {4: (_IO_BAR, 0xFFFF_FFE0), 5: (0, 0xFFFF_F000)}
-    sata = Header("ich9-ahci", 0x2922, 0x010601, sata_bars, msi_and_sata)
-    sata.config.set(STATUS, 2, STATUS_CAPABILITIES)
-    smbus = Header("ICH9-SMB", 0x2930, 0x0C0500, {4: (_IO_BAR, 0xFFFF_FFC0)}, {})
-    return sata, smbus
+def sata() -> Function:
+    """Return the SATA controller, 00:1f.2, with its MSI and SATA capabilities."""
+    capabilities = {0x34: 0x80, 0x80: 0x0080_A805, 0x90: 0x40, 0xA8: 0x0010_0012, 0xAC: 0x48}
+    bars = {4: (_IO_BAR, 0xFFFF_FFE0), 5: (0, 0xFFFF_F000)}
+    function = Header("ich9-ahci", 0x2922, 0x010601, bars, capabilities)
+    function.config.set(STATUS, 2, STATUS_CAPABILITIES)
+    return function
+
+
+def smbus() -> Function:
+    """Return the SMBus controller, 00:1f.3."""
+    return Header("ICH9-SMB", 0x2930, 0x0C0500, {4: (_IO_BAR, 0xFFFF_FFC0)}, {})
 
 
 def gsi(device: int, pin: int) -> int:

@@ -100,8 +100,12 @@ class JsonStream:
             self._text += _ESCAPED_QUOTE.get(byte, bytes([byte]))
 
 
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _parse(text: bytes) -> object:
     try:
-        return json.loads(text.decode("utf-8"))
+        return json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise JsonError("JSON parse error") from None

@@ -35,7 +35,8 @@ class Protocol:
 
     Args:
         board: the machine; None: `-machine none`, where there is no memory and no device.
-        running: whether time passes; clock commands fail while it does not.
+        running: whether the machine is not paused; paused, it has no deadline that a
+            `clock_step` without a number could go to.
     """
 
     def __init__(self, board: Q35 | None, running: Callable[[], bool]) -> None:
@@ -214,10 +215,15 @@ class Protocol:
         if words:
             target = clock.now + _number(words[0], signed=True)
         else:
+            if not self._running():
+                return (
+                    "FAIL cannot advance clock to the next deadline "
+                    "because there is no pending deadline"
+                )
             target = _next_tick(clock.now)
             if clock.next_event is not None:
                 target = min(target, clock.next_event)
-        if not clock.now < target <= _LAST_TIME or not self._running():
+        if not clock.now < target <= _LAST_TIME:
             return "FAIL could not advance time"
         clock.advance_to(target)
         return f"OK {clock.now}"
@@ -225,7 +231,7 @@ class Protocol:
     def _clock_set(self, words: Sequence[str]) -> str:
         clock = self._machine.machine.clock
         target = _number(words[0], signed=True)
-        if clock.now < target <= _LAST_TIME and self._running():
+        if clock.now < target <= _LAST_TIME:
             clock.advance_to(target)
         return f"{'OK' if clock.now == target else 'FAIL'} {clock.now}"
 

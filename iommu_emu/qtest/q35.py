@@ -13,7 +13,7 @@ from iommu_emu.machine import Machine
 from iommu_emu.pci.config_space import STANDARD_END
 from iommu_emu.pci.function import Function
 from iommu_emu.pci.topology import Bridge, Bus
-from iommu_emu.qtest.chipset import HostBridge, LpcBridge, gsi, sata_and_smbus
+from iommu_emu.qtest.chipset import HostBridge, LpcBridge, gsi, sata, smbus
 from iommu_emu.qtest.port_io import PortIo
 
 LEGACY_HOLE = range(0xC_0000, 0x10_0000)  # ROMs; video memory is RAM, as in QEMU without VGA
@@ -61,9 +61,8 @@ class Q35:
         self.machine = Machine(_ram(memory, below_4g))
         self.machine.on_interrupt = lambda interrupt: None
         self._host_bridge = self.attach(HostBridge(), 0x00)
-        for number, function in enumerate((LpcBridge(), None, *sata_and_smbus())):
-            if function is not None:
-                self.attach(function, 0x1F << 3 | number)
+        for number, function in ((0, LpcBridge()), (2, sata()), (3, smbus())):
+            self.attach(function, 0x1F << 3 | number)
         self.ports = PortIo(self.machine, memory)
         self.lines = [False] * GSIS
 

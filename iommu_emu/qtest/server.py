@@ -64,7 +64,8 @@ class Server:
             else:
                 self._waiting.append(connect(channel))
         except OSError as error:
-            raise UsageError(f"Failed to connect to '{channel.path}': {error.strerror}") from None
+            reason = error.strerror or error  # a path that is too long has no number
+            raise UsageError(f"Failed to connect to '{channel.path}': {reason}") from None
 
     def _make_machine(self) -> None:
         line = self._line
@@ -135,8 +136,18 @@ class Server:
         while self._waiting:
             self._serve(self._waiting.pop(0))
         while not self._monitor.quitting and self._watch_all():
-            for key, events in self._selector.select():
+            behind = self._behind()
+            for key, events in self._selector.select(0 if behind else None):
                 key.data(events)
+            for session in behind:
+                session.proceed()
+
+    def _behind(self) -> list[QtestSession]:
+        """Return the conversations that could go on without anything new to read."""
+        sessions = self._connections.values()
+        return [
+            session for session in sessions if isinstance(session, QtestSession) and session.behind
+        ]
 
     def _signalled(self, events: int) -> None:
         self._monitor.shut_down("host-signal")
@@ -177,7 +188,7 @@ class Server:
             self._end(connection)
             return
         wanted = {connection.incoming: 0, connection.outgoing: 0}
-        if not connection.full:  # else the client has to read first
+        if not connection.full and self._connections[connection] not in self._behind():
             wanted[connection.incoming] |= selectors.EVENT_READ
         if connection.unsent:
             wanted[connection.outgoing] |= selectors.EVENT_WRITE
@@ -187,14 +198,10 @@ class Server:
 
     def _ready(self, connection: Connection) -> Callable[[int], None]:
         def act(events: int) -> None:
-            session = self._connections[connection]
-            was_full = connection.full
             if events & selectors.EVENT_WRITE:
                 connection.flush()
             if events & selectors.EVENT_READ:
-                session.receive(connection.read())
-            elif was_full and isinstance(session, QtestSession):
-                session.proceed()
+                self._connections[connection].receive(connection.read())
 
         return act
 

@@ -9,6 +9,8 @@ from typing import TextIO
 from iommu_emu.qtest.connection import Connection
 from iommu_emu.qtest.protocol import LONGEST_LINE, Protocol
 
+TURN = 0.01  # s that a client's lines are answered for before anybody else has a turn
+
 __all__ = ["Log", "QtestSession"]
 
 
@@ -65,9 +67,16 @@ class QtestSession:
         self._input += data
         self.proceed()
 
+    @property
+    def behind(self) -> bool:
+        """Whether there is a line that can be answered now."""
+        ready = self._connection.open and not self._connection.full
+        return ready and b"\n" in self._input
+
     def proceed(self) -> None:
-        """Answer the complete lines that are there, until the client must read first."""
-        while not self._connection.full:
+        """Answer complete lines, until the client must read first or others have their turn."""
+        turn_ends = time.monotonic() + TURN
+        while self._connection.open and not self._connection.full:
             end = self._input.find(b"\n", self._searched)
             if end < 0:
                 self._searched = len(self._input)
@@ -80,6 +89,8 @@ class QtestSession:
             del self._input[: end + 1]
             self._searched = 0
             self._answer(line)
+            if time.monotonic() > turn_ends:
+                return
 
     def _answer(self, line: bytes) -> None:
         if self._overlong:

@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import stat
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from errno import EEXIST, EMFILE, ENFILE, ENODEV
@@ -176,13 +175,10 @@ class Endpoint:
         except Exception as error:
             self._server.blame(error, [self])
 
-    def caused(self, error: Exception) -> bool:
-        """Whether the function's own code is in an error's traceback."""
+    def owns(self, caller: object) -> bool:
+        """Whether a method's object is the function, or its port, which calls `on_done`."""
         function = self.function
-        port = function.dma if function.attached else None  # which calls `on_done`
-        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-        callers = (frame.f_locals.get("self") for frame in frames)
-        return any(each is not None and (each is function or each is port) for each in callers)
+        return caller is function or (function.attached and caller is function.dma)
 
     def fail(self, error: Exception) -> None:
         """End the client's connection over a mistake in what serves it."""

@@ -17,6 +17,7 @@ from errno import EACCES, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, ENOSPC
 
 from iommu_emu.core import FullError, OverlapError, Port
 from iommu_emu.machine import Machine
+from iommu_emu.vfio_user.descriptors import is_memory
 from iommu_emu.vfio_user.protocol import (
     DMA_MAP,
     DMA_UNMAP,
@@ -303,10 +304,12 @@ def _checked_file(fd: int, end: int) -> tuple[int, int]:
     Raises:
         ProtocolError: if it can shrink under us, must not be written, or is too short.
     """
-    try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        seals = 0
+    if not is_memory(fd):
+        raise ProtocolError(EINVAL, "no memory file")
+    # Its owner may give a huge page back, and if none is left then, our next access is a SIGBUS.
+    if os.fstatvfs(fd).f_bsize != PAGE:
+        raise ProtocolError(EACCES, "the memory's file has huge pages")
+    seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     if not seals & fcntl.F_SEAL_SHRINK:
         raise ProtocolError(EACCES, "the memory's file is not sealed against shrinking")
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE

@@ -7,6 +7,7 @@ import os
 import selectors
 import socket
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -269,7 +270,7 @@ class Server:
         self._selector.unregister(fd)
 
     def blame(self, error: Exception, otherwise: Sequence[Endpoint]) -> None:
-        """Log an error that should not be, and end the connections of those it comes from.
+        """Log an error that should not be, and end the connection of the client it comes from.
 
         A device model's mistake ends its own client's connection, whoever made it happen.
 
@@ -278,8 +279,19 @@ class Server:
             otherwise: whose connections end if it comes from no model that is served.
         """
         _log.error("a mistake in what is served ends a connection", exc_info=error)
-        for endpoint in [e for e in self.endpoints if e.caused(error)] or otherwise:
+        culprit = self._culprit(error)
+        for endpoint in otherwise if culprit is None else [culprit]:
             endpoint.fail(error)
+
+    def _culprit(self, error: Exception) -> Endpoint | None:
+        """Return the endpoint whose function is the innermost one in an error's traceback."""
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        for frame in reversed(frames):
+            caller = frame.f_locals.get("self")
+            for endpoint in self.endpoints:
+                if endpoint.owns(caller):
+                    return endpoint
+        return None
 
     # Interrupts and events.
 

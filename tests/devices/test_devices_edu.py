@@ -160,6 +160,14 @@ def test_edu_dma_drives_28_address_bits(machine, edu):
     assert bytes(edu.edu.buffer[:4]) == b"low!"
 
 
+def test_edu_dma_masks_only_where_it_starts(machine):
+    edu = Driver(machine, machine.attach(Edu(dma_mask=0x1FFF)))
+    machine.memory.write(0x1FFE, b"over")
+    edu.dma(0x5FFE, 0x40000, 4, 1)
+    machine.advance(100 * MILLISECOND)
+    assert bytes(edu.edu.buffer[:4]) == b"over"
+
+
 @pytest.mark.parametrize(
     ("destination", "count"), [(0x40001, 4096), (0x3FFFF, 4), (0x40000, 0), (0x40000, 1 << 63)]
 )

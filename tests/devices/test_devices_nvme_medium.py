@@ -109,5 +109,14 @@ def test_medium_needs_its_file(tmp_path):
         FileMedium(tmp_path / "missing")
 
 
+def test_medium_has_its_file_to_itself(tmp_path):
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    with FileMedium(path), pytest.raises(OSError, match="somebody else has it open"):
+        FileMedium(path, read_only=True)
+    with FileMedium(path, read_only=True), FileMedium(path, read_only=True) as second:
+        assert second.read_only
+
+
 def test_medium_says_what_it_is(tmp_path):
     assert repr(RamMedium(512)) == "<RamMedium of 512 bytes, blocks of 512>"

@@ -51,7 +51,7 @@ def test_entry_is_needed_for_its_program(entry: Entry, pair: Callable[[str], Pai
     recording = both.recording
     seen = both.theirs.replay(recording.accesses, recording.ending)
     others = [other for other in load() if other is not entry]
-    verdict = compare(operations, recording.observation, seen, others)
+    verdict = compare(operations, recording.observation, seen, others, both.adapter)
     assert verdict.unexplained
 
 

@@ -27,7 +27,7 @@ from iommu_emu.differential.program import (
 from iommu_emu.differential.registers import Difference
 from iommu_emu.differential.shrink import is_fully_invalidated, shrink
 from iommu_emu.differential.software import OperationError
-from iommu_emu.differential.vtd import register_names
+from iommu_emu.differential.vtd import ADAPTER, register_names
 
 NAMES = register_names()
 DUMP = 0x110  # bytes of the registers that are compared
@@ -222,7 +222,7 @@ def seen(*values: int, results: tuple[int, ...] = (), **attributes) -> list[Step
 
 
 def test_compare_reports_the_first_operation_that_differs():
-    verdict = compare((WRITE, WRITE), observed(seen(0, 1)), observed(seen(0, 2)), ())
+    verdict = compare((WRITE, WRITE), observed(seen(0, 1)), observed(seen(0, 2)), (), ADAPTER)
     assert [str(each) for each in verdict.unexplained] == [
         "write FSTS 4 0x1: FSTS.PFO: 0x1 here, 0x0 in QEMU",
         "write FSTS 4 0x1: FSTS.PPF: 0x0 here, 0x1 in QEMU",
@@ -233,31 +233,37 @@ def test_compare_reports_the_first_operation_that_differs():
 def test_compare_carries_what_was_explained_until_it_changes():
     read = seen(1, results=(1,)), seen(0, results=(0,))
     ours, qemu = observed([*seen(1), *read[0]]), observed([*seen(0), *read[1]])
-    verdict = compare((WRITE, READ), ours, qemu, ENTRY)
+    verdict = compare((WRITE, READ), ours, qemu, ENTRY, ADAPTER)
     assert verdict.unexplained == []
     assert verdict.explained == {"known": 1}
 
 
 def test_compare_wants_an_explanation_for_a_new_value():
     ours, qemu = observed(seen(1, 0)), observed(seen(0, 1))
-    verdict = compare((WRITE, RegisterWrite(0x38, 4, 0)), ours, qemu, ENTRY)
+    verdict = compare((WRITE, RegisterWrite(0x38, 4, 0)), ours, qemu, ENTRY, ADAPTER)
     assert [each.step for each in verdict.unexplained] == [1]
 
 
 def test_compare_takes_the_end_of_qemu_for_a_difference():
-    verdict = compare((WRITE,), observed(seen(0)), observed([], died="SIGABRT: size == 4"), ())
+    verdict = compare(
+        (WRITE,), observed(seen(0)), observed([], died="SIGABRT: size == 4"), (), ADAPTER
+    )
     assert [(each.field, each.detail) for each in verdict.unexplained] == [
         ("abort", "SIGABRT: size == 4")
     ]
 
 
 def test_compare_stops_at_a_stale_entry():
-    verdict = compare((WRITE, WRITE), observed(seen(1, 1, stale=True)), observed(seen(0, 0)), ())
+    verdict = compare(
+        (WRITE, WRITE), observed(seen(1, 1, stale=True)), observed(seen(0, 0)), (), ADAPTER
+    )
     assert (verdict.stale, verdict.unexplained, verdict.compared) == (0, [], 0)
 
 
 def test_compare_reports_a_stale_entry_that_had_been_invalidated():
-    verdict = compare((WRITE,), observed(seen(0, stale=True, clean=True)), observed(seen(0)), ())
+    verdict = compare(
+        (WRITE,), observed(seen(0, stale=True, clean=True)), observed(seen(0)), (), ADAPTER
+    )
     assert [each.field for each in verdict.unexplained] == ["stale"]
 
 

@@ -41,7 +41,7 @@ class Planted:
         self.rng = random.Random(seed)
 
     def judge(self, ours: Observation) -> Verdict:
-        return compare(self.operations, ours, self.qemu, load())
+        return compare(self.operations, ours, self.qemu, load(), vtd.ADAPTER)
 
 
 @pytest.fixture
@@ -174,5 +174,5 @@ def test_plant_of_an_invalidation_that_does_nothing_is_found(pair, monkeypatch):
         lambda interrupts: ((0x21 | unused, 0), (0x22 | unused, 0), (0x4, 0), (0x65, arena.STATUS)),
     )
     falsified = both.ours.run(operations).observation
-    verdict = compare(operations, falsified, seen, load())
+    verdict = compare(operations, falsified, seen, load(), vtd.ADAPTER)
     assert [(each.step, each.field) for each in verdict.unexplained][:1] == [(15, "stale")]

@@ -18,7 +18,7 @@ from iommu_emu.differential.vtd import register_names
 SANITIZED = os.environ.get("IOMMU_EMU_SANITIZED") == "1"
 PROGRAMS = 40 if SANITIZED else 350
 EXACT_PROGRAMS = 15 if SANITIZED else 100
-PARTIAL_PROGRAMS = 20 if SANITIZED else 100
+PARTIAL_PROGRAMS = 20 if SANITIZED else 150
 PARTS = 2  # of each configuration, so that two workers share them evenly
 
 

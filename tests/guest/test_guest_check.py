@@ -13,6 +13,7 @@ from iommu_emu.guest.check import (
     PASSTHROUGH,
     STRICT,
     TAKEN_AWAY,
+    batches_flushes,
     compare_faults,
     compare_medium,
     judge_policy,
@@ -156,6 +157,7 @@ def test_check_fault_that_nobody_planned_fails():
         (LAZY, (), True),  # Linux 4.x says nothing unless it is strict
         (STRICT, ("DMAR: Disable batched IOTLB flush",), True),
         (PASSTHROUGH, (), True),
+        (LAZY, ("DMAR: Disable batched IOTLB flush due to virtualization",), True),
         (STRICT, (TRANSLATED, "DMAR: Disable batched IOTLB flush"), True),  # Linux before 5.14
         (STRICT, (TRANSLATED,), False),
         (LAZY, (TRANSLATED,), True),
@@ -166,6 +168,19 @@ def test_check_fault_that_nobody_planned_fails():
 )
 def test_check_policy_is_what_the_kernel_says(policy, lines, ok):
     assert judge_policy(policy, console_of(*lines)).ok is ok
+
+
+@pytest.mark.parametrize(
+    ("line", "batches"),
+    [
+        ("DMAR: IOMMU batching disallowed due to virtualization", False),
+        ("DMAR: Disable batched IOTLB flush due to virtualization", False),
+        ("rcu: something else, due to virtualization", True),
+        ("DMAR: Disable batched IOTLB flush", True),
+    ],
+)
+def test_check_kernel_that_never_batches_says_so(line, batches):
+    assert batches_flushes(console_of(line)) is batches
 
 
 OPEN, SHUT = WindowRound(4096, 4, 1, 9.5), WindowRound(4096, 3, 0, 0)

@@ -133,6 +133,10 @@ def test_console_check_that_is_not_ok_has_failed():
     assert not any(check.ok for check in console.checks)
 
 
+def test_console_knows_what_could_not_be_tried():
+    assert read("IEMU skip vfio no such driver")[0].skipped == [("vfio", "no such driver")]
+
+
 def test_console_check_detail_has_values_by_key():
     check = Check("a", True, "offset=0 sha256=ab= rest")
     assert [check.value(k) for k in ("offset", "sha256", "rest")] == ["0", "ab=", None]

@@ -1,7 +1,7 @@
 import pytest
 from guest_samples import folder, image, module
 
-from iommu_emu.guest.errors import GuestError
+from iommu_emu.guest.errors import GuestError, MissingDriverError
 from iommu_emu.guest.kernel import GuestKernel, choose_kernel, release_of
 from iommu_emu.guest.session import Options
 from iommu_emu.qemu import NotAvailable
@@ -82,12 +82,24 @@ def test_kernel_finds_its_modules_in_its_own_folder(tmp_path):
 
 def test_kernel_without_modules_has_to_have_everything_built_in(kernel_path):
     kernel = choose_kernel(str(kernel_path))
-    assert (kernel.modules, kernel.drivers()) == (None, [])
+    assert (kernel.modules, kernel.drivers(["nvme"])) == (None, [])
 
 
 def test_kernel_takes_modules_of_its_own_release(tmp_path, kernel_path):
     path = folder(tmp_path / "m", {"a.ko": module(vermagic="6.1.0-test SMP preempt")})
     assert [each.name for each in choose_kernel(str(kernel_path), path).drivers(["a"])] == ["a"]
+
+
+def test_kernel_leaves_out_optional_drivers_that_it_does_not_have(tmp_path, kernel_path):
+    path = folder(tmp_path / "m", {"a.ko": module(), "b.ko": module(depends="gone")})
+    found = choose_kernel(str(kernel_path), path).drivers([], ["b", "c", "a"])
+    assert [each.name for each in found] == ["a"]
+
+
+def test_kernel_must_have_the_drivers_that_are_needed(tmp_path, kernel_path):
+    kernel = choose_kernel(str(kernel_path), folder(tmp_path / "m", {}))
+    with pytest.raises(MissingDriverError, match=r"^driver nvme is neither built into the kernel"):
+        kernel.drivers(["nvme"], ["vfio-pci"])
 
 
 def test_kernel_refuses_modules_of_another_release(tmp_path, kernel_path):

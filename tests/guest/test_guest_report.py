@@ -26,6 +26,7 @@ def report(watched):
         b"[    0.9] iommu: Default domain type: Translated (set via kernel command line)\n"
         b"[    1.0] IEMU fact group 7 0000:00:05.0 DMA\n"
         b"[    1.1] IEMU fact disk nvme0n1 43 0 5384 24 16 0 2048 7 0 28 32\n"
+        b"[    1.1] IEMU skip vfio this kernel has no vfio-pci\n"
         b"[    1.2] IEMU check nvme-write ok sha256=0123456789abcdef offset=0 bytes=4\n"
         b"[    1.3] DMAR: [DMA Write NO_PASID] Request device [00:05.0] fault addr 0x9000 "
         b"[fault reason 0x05] PTE Write access is not set\n"
@@ -75,7 +76,7 @@ def test_report_without_checks_is_not_ok(report):
 def test_report_for_programs_is_json(report):
     plain = json.loads(json.dumps(report.plain()))
     assert list(plain) == [
-        *("ok", "policy", "versions", "phases", "checks", "guest", "emulator", "window")
+        *("ok", "policy", "versions", "phases", "checks", "not_run", "guest", "emulator", "window")
     ]
 
 
@@ -103,7 +104,8 @@ def test_report_for_programs_has_what_is_mapped(report):
     [
         "Linux 6.12.0, policy lazy: every check passed",
         "QEMU emulator version 11.1.3, iommu-emu 0.1.0",
-        "nvme-write  ok     ok    sha256=0123456789ab… offset=0 bytes=4",
+        "nvme-write  ok       ok    sha256=0123456789ab… offset=0 bytes=4",
+        "vfio        not run        this kernel has no vfio-pci",
         "disk 00:05.0: group 7, DMA",
         "disk: domain 2, 4 levels, 1 entries map 4 KiB",
         "other: no domain",

@@ -66,6 +66,14 @@ def test_live_kernel_without_a_driver_says_which(trixie):
     assert verdicts(report)["driver-nvme"] is False
 
 
+def test_live_kernel_without_vfio_is_checked_but_for_that(trixie, tmp_path):
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/nvme/host/nvme.ko\n")
+    kernel = choose_kernel(str(trixie.image), tmp_path)
+    report = Session(Options(kernel, phases=("facts", "nvme", "fault", "vfio"))).run()
+    assert report.ok, report.plain()
+    assert [name for name, _ in report.console.skipped] == ["vfio"]
+
+
 def test_live_kernel_that_does_not_drive_our_iommu_is_told_so_at_once(trixie):
     report = Session(Options(trixie, append="intel_iommu=off")).run()
     failed = [check for _, check in report.results if not check.ok]

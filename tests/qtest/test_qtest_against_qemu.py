@@ -10,6 +10,11 @@ EDU_BAR = 0xE000_0000
 RAISE, ACKNOWLEDGE = 0x60, 0x64
 
 
+def edu_setup(peer, devfn):
+    peer.config_write(devfn, 0x10, EDU_BAR)
+    peer.config_write(devfn, 0x04, 6, "w")
+
+
 @pytest.fixture
 def both(qemu):
     """Do something with a machine of ours and with QEMU's; returns both results."""
@@ -65,18 +70,62 @@ def test_qemu_puts_devices_at_the_same_places(both, defaults, edu, testdev):
 @pytest.mark.parametrize("driver", ["edu", "iommu-testdev"])
 def test_qemu_device_has_the_same_identity(both, driver):
     def identify(peer):
-        return [peer.config_read(0x20, offset) for offset in (0x00, 0x08, 0x10, 0x2C, 0x3C)]
+        peer.config_write(0x20, 0x04, 0xFFFF, "w")
+        peer.config_write(0x20, 0x10, 0xFFFF_FFFF)
+        return [peer.config_read(0x20, offset) for offset in range(0, 0x44, 4)]
 
     ours, theirs = both(f"-machine q35 -nodefaults -device {driver},addr=4.0", identify)
     assert [f"{value:x}" for value in ours] == [f"{value:x}" for value in theirs]
+
+
+def test_qemu_has_the_same_functions_on_bus_0(both):
+    def scan(peer):
+        functions = [at for at in range(256) if peer.config_read(at, 0) != 0xFFFF_FFFF]
+        return [
+            (at, offset, hex(peer.config_read(at, offset)))
+            for at in functions
+            for offset in range(0, 0x40, 4)
+        ]
+
+    ours, theirs = both("-machine q35 -nodefaults -device edu -device iommu-testdev", scan)
+    assert ours == theirs
+
+
+def test_qemu_keeps_the_same_of_edu_over_a_reset(both):
+    def use(peer):
+        peer.qmp_negotiate()
+        peer.ok("irq_intercept_in ioapic")
+        edu_setup(peer, 5 << 3)
+        for offset, value in ((0x04, 5), (0x80, 0x1000), (0x88, 0x40000), (0x60, 3)):
+            peer.write(EDU_BAR + offset, value, 4)
+        peer.execute("system_reset")
+        edu_setup(peer, 5 << 3)
+        return [peer.read(EDU_BAR + offset, 4) for offset in (0x04, 0x24, 0x80, 0x88)]
+
+    ours, theirs = both("-machine q35 -nodefaults -device edu,addr=5.0", use)
+    assert ours == theirs
+
+
+def test_qemu_takes_the_line_down_when_msi_is_enabled(both):
+    def use(peer):
+        peer.ok("irq_intercept_in ioapic")
+        edu_setup(peer, 5 << 3)
+        peer.write(EDU_BAR + RAISE, 1, 4)
+        for control in (0xFFFF, 0):
+            peer.config_write(5 << 3, 0x40, control << 16 | 5)
+            peer.irqs.append(hex(peer.config_read(5 << 3, 0x40)))
+        peer.write(EDU_BAR + RAISE, 2, 4)
+        return peer.irqs
+
+    ours, theirs = both("-machine q35 -nodefaults -device edu,addr=5.0", use)
+    assert ours == theirs == ["raise 21", "lower 21", "0x810005", "0x800005", "raise 21"]
 
 
 @pytest.mark.parametrize("slot", [0x02, 0x03, 0x18, 0x1A, 0x1D, 0x1E])
 def test_qemu_interrupt_comes_out_at_the_same_line(both, slot):
     def interrupt(peer):
         peer.ok("irq_intercept_in ioapic")
-        peer.config_write(slot << 3, 0x10, EDU_BAR)
-        peer.config_write(slot << 3, 0x04, 6, "w")
+        edu_setup(peer, slot << 3)
         peer.write(EDU_BAR + RAISE, 1, 4)
         peer.write(EDU_BAR + ACKNOWLEDGE, 1, 4)
         return peer.irqs
@@ -94,8 +143,7 @@ def test_qemu_bridges_rotate_interrupts_the_same(both):
             peer.config_write(function, 0x18, numbers)
             peer.config_write(function, 0x20, 0xE0F0_E000)
             peer.config_write(function, 0x04, 6, "w")
-        peer.config_write(edu, 0x10, EDU_BAR)
-        peer.config_write(edu, 0x04, 6, "w")
+        edu_setup(peer, edu)
         peer.write(EDU_BAR + RAISE, 1, 4)
         peer.ok("endianness")
         return peer.irqs
@@ -123,6 +171,10 @@ def test_qemu_bridges_rotate_interrupts_the_same(both):
         ["inl 0x1234"],
         ["read 0xfed90007 12"],
         ["readq 0xfed90004", "readw 0xfed90008"],
+        ["readl 0xd0000000", "readl 0xfee00000", "readq 0x7fffffc", "readl 0xfffffffffffffffe"],
+        ["writel 0xa0000 5", "readl 0xa0000", "writel 0xc0000 5", "readl 0xc0000"],
+        ["memset 0x0 0x8000000 7", "readl 0x7fffffc", "memset 0 0x8000000 0"],
+        ["outb 0xcf9 0x0a", "inb 0xcf9"],
         ["irq_intercept_in bogus"],
         ["irq_intercept_in ioapic", "irq_intercept_out ioapic", "irq_intercept_in ioapic x"],
     ],
@@ -142,6 +194,8 @@ def test_qemu_answers_the_same(pair, commands):
         "-machine q35 -device intel-iommu -device intel-iommu",
         "-machine q35 -device intel-iommu,eim=on,intremap=off",
         "-machine q35 -device intel-iommu,aw-bits=40",
+        "-machine q35 -device edu,addr=4.0 -device edu,addr=4.1",
+        "-machine q35 -device edu,addr=4.1 -device edu,addr=4.0",
         "-machine none -device edu",
     ],
 )

@@ -92,12 +92,22 @@ def test_catalogue_refuses_what_the_unit_does_not_do(catalogue, option, feature)
         ("edu,addr=20.0", "Property 'edu.addr' doesn't take value '20.0'"),
         ("edu,addr=4.8", "Property 'edu.addr' doesn't take value '4.8'"),
         ("edu,addr=1f.0", "PCI: slot 31 function 0 not available for edu, in use by lpc"),
+        ("edu,addr=0.1", "PCI: single function device can't be populated in function 0.1"),
+        ("edu,romfile=x", "Property 'edu.romfile' not found"),
     ],
 )
 def test_catalogue_refusal(catalogue, option, reason):
     with pytest.raises(OptionError) as caught:
         make(catalogue, option)
     assert reason in str(caught.value)
+
+
+def test_catalogue_function_0_that_says_it_is_alone_must_be(catalogue):
+    make(catalogue, "edu,addr=4.1,romfile=")
+    make(catalogue, "edu,addr=4.2")
+    with pytest.raises(OptionError, match=r"PCI: 4\.0 indicates single function, but 4\.1 is"):
+        make(catalogue, "edu,addr=4.0")
+    make(catalogue, "edu,addr=4.0,multifunction=on")
 
 
 def test_catalogue_refused_device_leaves_nothing(board, catalogue):

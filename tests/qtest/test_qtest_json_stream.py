@@ -39,7 +39,7 @@ def test_json_stream_takes_bytes_one_by_one():
     "text",
     [
         *(b"{]\n", b"{\xff", b"{\x01", b"{'bad \xff", b"{'a': '\n", b"%p", b"}", b"1{"),
-        *(b"{'a' 1}\n", b"{'\\u12'}\n", b"9" * 5000 + b"\n"),
+        *(b'{"a": NaN}', b'{"a": Infinity}', b"{'a' 1}\n", b"{'\\u12'}\n", b"9" * 5000 + b"\n"),
         *(b"[" * (MAX_DEPTH + 1), b'{"a": "' + b"x" * LIMIT),
     ],
 )

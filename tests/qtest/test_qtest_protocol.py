@@ -167,10 +167,11 @@ def test_protocol_clock_set_never_goes_back(ask):
     assert ask("clock_set 50") == "FAIL 100"
 
 
-def test_protocol_time_stands_still_while_paused(board):
+def test_protocol_time_is_set_but_has_no_deadline_while_paused(board):
     protocol = Protocol(board, lambda: False)
-    assert protocol.answer("clock_step 50") == ["FAIL could not advance time"]
-    assert protocol.answer("clock_set 50") == ["FAIL 0"]
+    assert protocol.answer("clock_step")[0].startswith("FAIL cannot advance clock to the next")
+    assert protocol.answer("clock_step 50") == ["OK 50"]
+    assert protocol.answer("clock_set 60") == ["OK 60"]
 
 
 def test_protocol_irq_lines_precede_the_reply(board):

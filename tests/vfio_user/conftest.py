@@ -4,7 +4,7 @@ import os
 import socket
 
 import pytest
-from vfio_user_client import Client, sealed_memory
+from vfio_user_client import Client, descriptors, sealed_memory
 from vfio_user_sample import Sample
 
 from iommu_emu.machine import Machine
@@ -32,10 +32,10 @@ def events():
 
 @pytest.fixture
 def server(machine, events):
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with Server(machine, events.append) as server:
         yield server
-    assert len(os.listdir("/proc/self/fd")) <= before, "descriptors left open"
+    assert descriptors(before) <= before, "descriptors left open"
 
 
 @pytest.fixture

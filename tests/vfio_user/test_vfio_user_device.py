@@ -148,6 +148,7 @@ def test_region_access_is_split_into_aligned_pieces(client, sample, offset, coun
         (6, 0, 4),
         (8, 0, 4),
         (9, 0, 4),
+        (9, 0, 0),
         (0xFFFF_FFFF, 0, 4),
         (CONFIG, 4094, 4),
     ],

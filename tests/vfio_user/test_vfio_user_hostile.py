@@ -23,6 +23,7 @@ from vfio_user_client import (
     VERSION,
     Client,
     Refused,
+    descriptors,
     sealed_memory,
 )
 from vfio_user_sample import Sample
@@ -36,10 +37,6 @@ from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 def _tidy():
     """Descriptors are counted here: none of other tests' garbage may go in between."""
     gc.collect()
-
-
-def descriptors():
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +70,7 @@ def test_descriptors_of_a_command_that_takes_none_are_closed(client, command, ev
     with pytest.raises(Refused) as refused:
         client.call(command, bytes(32), [fd])
     assert refused.value.errno == EINVAL
-    assert descriptors() == before
+    assert descriptors(before) == before
 
 
 @pytest.mark.parametrize("number", [17, 64, 253])
@@ -84,17 +81,17 @@ def test_flood_of_descriptors_is_closed(client, number, eventfd):
     with pytest.raises(Refused) as refused:
         client.call(SET_IRQS, body, [fd] * number)
     assert refused.value.errno == EINVAL
-    assert descriptors() == before
+    assert descriptors(before) == before
 
 
 def test_descriptors_that_come_with_half_a_header_are_closed(client, eventfd, endpoint):
     before = descriptors()
     client.send_raw(HEADER.pack(1, DMA_MAP, 48, 0, 0)[:7], [eventfd()])
     client.server.run_once(0)
-    assert descriptors() == before + 2
+    assert descriptors(before) == before + 2
     client.close()
     assert endpoint.connection is None
-    assert descriptors() == before - 1  # the server's end of the connection
+    assert descriptors(before) == before - 1  # the server's end of the connection
 
 
 def test_descriptors_of_every_byte_of_a_header_belong_to_its_message(client, memory, machine):
@@ -112,7 +109,7 @@ def test_descriptors_of_a_body_are_not_taken_for_the_next_message(client, eventf
     client.send_raw(body, [eventfd()])
     assert client.receive().error == 0
     client.call(RESET)
-    assert descriptors() == before + 1
+    assert descriptors(before) == before + 1
 
 
 # Anything at all.
@@ -192,6 +189,13 @@ def opened(kinds):
             os.close(fd)
 
 
+def test_client_whose_own_socket_was_sent_along_is_gone_with_it(client, endpoint):
+    client.send_raw(HEADER.pack(1, GET_INFO, 32, 0, 0), [client.sock.fileno()])
+    client.close()
+    client.server.run_until(lambda: endpoint.connection is None, 10)
+    assert endpoint.connection is None
+
+
 @contextmanager
 def stage():
     """Yield a server with a device and a register page; nothing of it may be left behind."""
@@ -205,7 +209,7 @@ def stage():
                 with dialled(server, endpoint) as client:
                     assert len(client.read(0, 0, 4)) == 4
     assert machine.memory.ranges == []
-    assert descriptors() == before
+    assert descriptors(before) == before
 
 
 @contextmanager

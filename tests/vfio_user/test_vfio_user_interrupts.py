@@ -365,6 +365,16 @@ def test_unmask_that_the_client_takes_back_blocks_nobody(client, sample, server,
     assert count(pin) == 0
 
 
+def test_unmask_by_descriptor_that_is_taken_away_at_once(client, pin, eventfd):
+    """Both are there in one turn: what was signalled is closed when it is looked at."""
+    unmask = eventfd()
+    client.set_irqs(INTX, EVENTFD | UNMASK, fds=[unmask])
+    client.send(SET_IRQS, struct.pack("<IIIII", 20, NONE | TRIGGER, INTX, 0, 0))
+    os.eventfd_write(unmask, 1)
+    assert client.receive().error == 0
+    assert client.irq_info(INTX)
+
+
 def test_unmask_by_descriptor_is_noticed_each_time(client, sample, pin, eventfd):
     unmask = eventfd()
     client.set_irqs(INTX, EVENTFD | UNMASK, fds=[unmask])

@@ -3,6 +3,7 @@
 import os
 import struct
 from errno import EACCES, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, ENOSPC
+from types import SimpleNamespace
 
 import pytest
 from vfio_user_client import DMA_MAP, DMA_UNMAP, Refused, sealed_memory
@@ -136,12 +137,19 @@ def test_map_refuses_a_file_opened_for_reading(client, memory):
     os.close(fd)
 
 
+def test_map_refuses_huge_pages(client, memory, monkeypatch):
+    """Their owner can give them back: the next access would be a SIGBUS."""
+    huge = SimpleNamespace(f_bsize=2 << 20)  # as fstatvfs(3) says of hugetlbfs
+    monkeypatch.setattr("os.fstatvfs", lambda fd: huge)
+    assert refusal(client.map, 0, MIB, memory) == EACCES
+
+
 def test_map_refuses_what_is_no_memory_file(client, tmp_path):
     ends = os.pipe()
     file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     folder = os.open(tmp_path, os.O_RDONLY)
     for fd in (*ends, file, folder):
-        assert refusal(client.map, 0, 4096, fd) == EACCES
+        assert refusal(client.map, 0, 4096, fd) == EINVAL
         os.close(fd)
 
 

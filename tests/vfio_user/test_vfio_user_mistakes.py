@@ -16,6 +16,7 @@ from vfio_user_client import (
     HEADER,
     INTX,
     REGION_READ,
+    REGION_WRITE,
     REPLY,
     TRIGGER,
     UNMASK,
@@ -63,6 +64,19 @@ def test_models_mistake_leaves_other_clients_alone(client, sample, other, monkey
     client.send(REGION_READ, struct.pack("<QII", 0, 0, 4))
     assert client.ended
     assert other.read(0, 0, 4) == bytes(4)
+
+
+def test_models_mistake_is_not_that_of_the_model_that_reaches_it(
+    server, client, sample, connect, monkeypatch
+):
+    reached = Sample()
+    other = connect(server.serve(reached, None, "00:06.0"))
+    monkeypatch.setattr(reached, "bar_read", wrong)
+    monkeypatch.setattr(sample, "bar_write", lambda *access: reached.access_read(0, 0, 4))
+    client.send(REGION_WRITE, struct.pack("<QII", 0, 0, 4) + bytes(4))
+    assert other.ended
+    assert client.receive().error == EIO
+    assert client.read(0, 0, 4) == bytes(4)
 
 
 def test_models_mistake_is_gone_with_the_connection(client, endpoint, connect, sample, monkeypatch):

@@ -19,6 +19,9 @@ def write_any(draft: Draft) -> None:
     """Write any register, or any place without one, with any bits."""
     rng = draft.rng
     names = register_names()
+    if not draft.capabilities.interrupt_remapping and draft.one_in(12):
+        draft.write("IRTA", draft.bits(64))
+        return
     if draft.one_in(4):
         base, size = rng.choice(RANGES)
         offset = rng.randrange(base, base + size, 4)
