@@ -83,8 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
         except errors.Unreachable as error:
             print(f"iommu-emu fetch: not run: {error}", file=sys.stderr)
             return 1
-        except (errors.PackageError, OSError) as error:
+        except errors.PackageError as error:
             print(f"iommu-emu fetch: {error}", file=sys.stderr)
+            return 1
+        except OSError as error:
+            print(f"iommu-emu fetch: {error.filename}: {error.strerror}", file=sys.stderr)
             return 1
     _report(names, as_json=arguments.json)
     return 0

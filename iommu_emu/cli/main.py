@@ -60,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        print("iommu-emu: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -153,6 +153,10 @@ def _seconds(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes; returns the exit code."""
     name = arguments.acpi or arguments.platform or "the served devices"
+    problem = _problem(arguments)
+    if problem:
+        print(f"iommu-emu serve: {problem}", file=sys.stderr)
+        return 2
     try:
         with _signals() as wakeup, ExitStack() as stack:
             _serve(arguments, stack, wakeup)
@@ -166,11 +170,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(arguments: argparse.Namespace, stack: ExitStack, wakeup: int) -> None:
+def _problem(arguments: argparse.Namespace) -> str:
+    """Return what is wrong with the arguments together; "" if nothing is."""
+    if arguments.platform and not source.is_platform(arguments.platform):
+        return (
+            f"{arguments.platform}: no built-in platform of that name (see `iommu-emu acpi list`)"
+        )
     if not arguments.device and not arguments.unit:
-        raise ValueError("nothing to serve: give --device or --unit")
+        return "nothing to serve: give --device or --unit"
     if arguments.record_seconds and not arguments.record:
-        raise ValueError("--record-seconds is of use with --record only")
+        return "--record-seconds is of use with --record only"
+    return ""
+
+
+def _serve(arguments: argparse.Namespace, stack: ExitStack, wakeup: int) -> None:
     machine, table = _machine(arguments)
     report = _report_json if arguments.json else _report
     server = stack.enter_context(Server(machine, report))
@@ -217,8 +230,6 @@ def _machine(arguments: argparse.Namespace) -> tuple[Machine, bytes]:
     }
     preset = arguments.preset
     if arguments.platform:
-        if not source.is_platform(arguments.platform):
-            raise ValueError("no built-in platform of that name (see `iommu-emu acpi list`)")
         table = acpi.build(acpi.platforms.load(arguments.platform).table)
         return Machine.from_platform(arguments.platform, preset=preset, **options), table
     if arguments.acpi:

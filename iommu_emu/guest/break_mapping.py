@@ -20,10 +20,12 @@ from iommu_emu.guest.observer import Observer, SeenFault
 from iommu_emu.guest.report import Versions
 from iommu_emu.guest.session import Session
 from iommu_emu.guest.virtual_machine import VirtualMachine
+from iommu_emu.memory import PAGE
 from iommu_emu.pci.address import format_requester
 from iommu_emu.qemu import find_qemu
 
 IO_QUEUE = 1
+_ENTRY = 64  # bytes of a submission queue entry (NVM Express 1.4, 4.2)
 _READ_WRITE = 3
 _RECENT = 4 * MILLISECOND
 PHASES = ("break",)
@@ -38,7 +40,7 @@ class Broken:
     Attributes:
         versions: what took part.
         requester: the disk.
-        address: IOVA of its submission queue.
+        address: IOVA of the page of its submission queue that was in use.
         entry: physical address of the page table entry behind it.
         before: the entry's value.
         after: the value without its present bits.
@@ -118,12 +120,20 @@ def break_mapping(session: Session) -> Broken:
         return _break(session, machine)
 
 
-def _wait_for_flush(
-    session: Session, machine: VirtualMachine, requester: int, address: int
-) -> None:
+def _queue_in_use(session: Session) -> int | None:
+    """Return the page of the queue that the disk reads its next commands from.
+
+    None near its end, where the next page takes over soon.
+    """
+    queue = session.board.nvme.engine.submission[IO_QUEUE]
+    address = queue.base + _ENTRY * queue.head
+    return None if address % PAGE >= PAGE // 2 else address & ~(PAGE - 1)
+
+
+def _wait_for_flush(session: Session, machine: VirtualMachine, requester: int) -> int:
     """Wait until the domain has just been flushed, and the queue is in the IOTLB again.
 
-    The next flush is almost 10 ms away then.
+    The next flush is almost 10 ms away then. Returns the IOVA of the queue's page in use.
     """
     observer, unit, clock = session.observer, session.board.unit, session.board.machine.clock
     observer.poll()
@@ -135,15 +145,16 @@ def _wait_for_flush(
         observer.poll()
         if _flushes(observer) > flushes:
             flushes, flushed = _flushes(observer), clock.now
-        cached = any(
-            entry.requester == requester and entry.address == address & ~0xFFF
-            for entry in unit.entries("iotlb")
-        )
+        page = _queue_in_use(session)
+        cached = any(e.requester == requester and e.address == page for e in unit.entries("iotlb"))
         recent = flushed and clock.now - flushed < _RECENT
         # A busy host may never be quick enough.
         return cached and bool(recent or clock.now - begin > SECOND)
 
     machine.wait(ready, session.options.patience, "the guest to read from its disk")
+    page = _queue_in_use(session)
+    assert page is not None
+    return page
 
 
 def _flushes(observer: Observer) -> int:
@@ -154,13 +165,12 @@ def _flushes(observer: Observer) -> int:
 def _break(session: Session, machine: VirtualMachine) -> Broken:
     board, observer, console = session.board, session.observer, session.console
     requester = board.address("nvme")
-    address = board.nvme.engine.submission[IO_QUEUE].base
     memory, clock = board.machine.memory, board.machine.clock
+    address = _wait_for_flush(session, machine, requester)
     found = leaf_entry(board.unit, memory, requester, address)
     if found is None:
         raise GuestError(f"the disk's queue at {address:#x} is not mapped: is this passthrough?")
     entry, before = found
-    _wait_for_flush(session, machine, requester, address)
     first = len(observer.faults)
     counted = observer.stale_count
     memory.write_u64(entry, before & ~_READ_WRITE)

@@ -8,10 +8,11 @@ from time import monotonic
 from typing import TypeAlias
 
 from iommu_emu.bar_windows import aligned_pieces
+from iommu_emu.clock import TURN
 from iommu_emu.machine import Machine
 from iommu_emu.pci.config_space import SIZE, STANDARD_END
 from iommu_emu.pci.function import Function
-from iommu_emu.vfio_user.connection import TURN, Deferred
+from iommu_emu.vfio_user.connection import Deferred
 from iommu_emu.vfio_user.guest_memory import GuestMemory
 from iommu_emu.vfio_user.interrupts import Interrupts
 from iommu_emu.vfio_user.protocol import (

@@ -11,6 +11,7 @@ from errno import E2BIG, EINVAL, EIO, EMFILE
 from time import monotonic
 from typing import Protocol
 
+from iommu_emu.clock import TURN
 from iommu_emu.vfio_user.descriptors import discard, is_event, is_memory
 from iommu_emu.vfio_user.protocol import (
     HEADER,
@@ -24,7 +25,6 @@ from iommu_emu.vfio_user.protocol import (
 MAX_UNSENT = 4 << 20  # bytes; a client that reads nothing is not read either
 MAX_OUTSTANDING = 256  # commands of ours that the client has not answered
 MAX_QUEUED = 1024  # further ones that wait
-TURN = 0.002  # s of work for one client before the others have their turn
 _MAX_ERRNO = 4095  # Linux's
 _KERNEL_FDS = 253  # the most that Linux passes in one message (SCM_MAX_FD)
 _ANCILLARY = socket.CMSG_SPACE(_KERNEL_FDS * 4)

@@ -26,6 +26,7 @@ from iommu_emu.vfio_user.guest_memory import GuestMemory
 from iommu_emu.vfio_user.unit_page import UnitPage
 
 _log = logging.getLogger(__name__)
+_LONGEST_WAIT = 3600.0  # s; a guest's timer may be further away than epoll can wait
 _POLL_STALLED = 0.001  # s between two looks at what a reply waits for
 
 __all__ = ["Event", "Server"]
@@ -185,7 +186,7 @@ class Server:
         due = self.timeout()
         if due is not None:
             timeout = due if timeout is None else min(timeout, due)
-        ready = self._selector.select(timeout)
+        ready = self._selector.select(None if timeout is None else min(timeout, _LONGEST_WAIT))
         try:
             if self.machine.clock.source is None:
                 self.machine.service()

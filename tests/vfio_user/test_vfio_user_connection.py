@@ -314,6 +314,17 @@ def test_loop_waits_until_the_next_event(following, hands):
     assert following.timeout() == 2.0
 
 
+def test_loop_waits_for_an_event_that_is_months_away(following):
+    following.machine.clock.call_at(1 << 62, lambda: None)
+    called = []
+    event = os.eventfd(1)
+    following.watch(event, lambda: called.append(os.eventfd_read(event)))
+    assert following.run_once()
+    following.unwatch(event)
+    os.close(event)
+    assert called == [1]
+
+
 def test_loop_is_stepped_where_the_clock_is(server, machine):
     machine.clock.call_at(1, lambda: None)
     assert server.timeout() is None

@@ -166,7 +166,8 @@ def test_serve_keeps_a_disk_in_a_file(serve, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "nothing to serve"),
+        ([], "serve: nothing to serve: give --device or --unit"),
+        (["--platform", "no-such"], "serve: no-such: no built-in platform of that name"),
         (["--unit", "1=u.sock"], r"unit must be in 0..0, not 1"),
         (["--unit", "0=a", "--unit", "0=b"], "is served already"),
         (["--unit", "0=a", "--device", "edu@00:05.0=no/b", "--record", "r"], "No such file"),

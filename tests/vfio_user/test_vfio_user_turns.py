@@ -6,8 +6,8 @@ import pytest
 from vfio_user_client import REGION_READ, REGION_WRITE, WRITE_MULTI
 from vfio_user_sample import Sample
 
+from iommu_emu.clock import TURN
 from iommu_emu.vfio_user import commands, connection
-from iommu_emu.vfio_user.connection import TURN
 
 LENGTH = 64  # bytes of an access in eight pieces
 ACCESS = struct.pack("<QII", 0, 0, LENGTH)
