@@ -1,14 +1,7 @@
 """QEMU's educational device, register-compatible: factorials, interrupts, and a DMA engine.
 
-Written from its documented behaviour (QEMU's docs/specs/edu). Registers in BAR 0:
-
-    00  identification    04  liveness: reads the complement of what was written
-    08  factorial         20  status: bit 0 computing, bit 7 interrupt when done
-    24  interrupt status  60  raise interrupt     64  acknowledge interrupt
-    80  DMA source        88  DMA destination     90  DMA count
-    98  DMA command: bit 0 start, bit 1 from device to RAM, bit 2 interrupt when done
-
-Below 80h only accesses of 4 bytes are taken, from there on 4 or 8. The buffer of 4 KiB is at
+Written from its documented behaviour (QEMU's docs/specs/edu). Of its registers in BAR 0, those of
+the DMA engine take accesses of 4 or 8 bytes, the others of 4. The buffer of 4 KiB is at
 40000h for the DMA engine; the CPU does not see it. A reset of the function leaves registers,
 buffer, and what is under way alone.
 """
@@ -16,6 +9,7 @@ buffer, and what is under way alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 from functools import partial
 from math import factorial
 
@@ -36,7 +30,26 @@ FACTORIAL_INTERRUPT = 0x001
 DMA_INTERRUPT = 0x100
 _FIRST_ZERO = 34  # from 34! on the low 32 bits are 0
 
-__all__ = ["Edu"]
+__all__ = ["Edu", "Register"]
+
+
+class Register(IntEnum):
+    """Offsets in BAR 0."""
+
+    IDENTIFICATION = 0x00
+    LIVENESS = 0x04  # reads the complement of what was written
+    FACTORIAL = 0x08
+    STATUS = 0x20  # bit 0 computing, bit 7 interrupt when done
+    INTERRUPT_STATUS = 0x24
+    RAISE = 0x60
+    ACKNOWLEDGE = 0x64
+    DMA_SOURCE = 0x80
+    DMA_DESTINATION = 0x88
+    DMA_COUNT = 0x90
+    DMA_COMMAND = 0x98  # bit 0 start, bit 1 from device to RAM, bit 2 interrupt when done
+
+
+_DMA = (Register.DMA_SOURCE, Register.DMA_DESTINATION, Register.DMA_COUNT, Register.DMA_COMMAND)
 
 
 class Edu(Device):
@@ -98,7 +111,7 @@ class Edu(Device):
         self._interrupt_status = 0
         self._outstanding = 0  # parts of the transfer under way
         self._failed: Completion | None = None
-        self._dma = {0x80: 0, 0x88: 0, 0x90: 0, 0x98: 0}
+        self._dma: dict[int, int] = dict.fromkeys(_DMA, 0)
 
     def bar_read(self, bar: int, offset: int, size: int) -> int:
         """Read a register; all ones where there is none, 0 for less than 4 or unaligned bytes."""
@@ -106,12 +119,12 @@ class Edu(Device):
             return 0
         if not _acceptable(offset, size):
             return (1 << 8 * size) - 1
-        registers = {
-            0x00: IDENTIFICATION,
-            0x04: self._liveness,
-            0x08: self._factorial,
-            0x20: self._status,
-            0x24: self._interrupt_status,
+        registers: dict[int, int] = {
+            Register.IDENTIFICATION: IDENTIFICATION,
+            Register.LIVENESS: self._liveness,
+            Register.FACTORIAL: self._factorial,
+            Register.STATUS: self._status,
+            Register.INTERRUPT_STATUS: self._interrupt_status,
             **self._dma,
         }
         return registers.get(offset, (1 << 8 * size) - 1)
@@ -120,22 +133,22 @@ class Edu(Device):
         """Write a register; dropped for an offset or size that is not one's."""
         if not _acceptable(offset, size):
             return
-        if offset == 0x04:
+        if offset == Register.LIVENESS:
             self._liveness = ~value & 0xFFFFFFFF
-        elif offset == 0x08:
+        elif offset == Register.FACTORIAL:
             self._compute(value)
-        elif offset == 0x20:
+        elif offset == Register.STATUS:
             kept = self._status & ~INTERRUPT_WHEN_COMPUTED
             self._status = kept | value & INTERRUPT_WHEN_COMPUTED
-        elif offset == 0x60:
+        elif offset == Register.RAISE:
             self._raise(value & 0xFFFFFFFF)
-        elif offset == 0x64:
+        elif offset == Register.ACKNOWLEDGE:
             self._interrupt_status &= ~value
             if not self._interrupt_status:
                 self.set_intx(False)
-        elif offset in self._dma and not self._dma[0x98] & START:
+        elif offset in self._dma and not self._dma[Register.DMA_COMMAND] & START:
             # While a transfer is under way, its registers are locked.
-            if offset == 0x98:
+            if offset == Register.DMA_COMMAND:
                 self._start(value)
             else:
                 self._dma[offset] = value
@@ -162,12 +175,12 @@ class Edu(Device):
     def _start(self, command: int) -> None:
         if not command & START:
             return
-        self._dma[0x98] = command
+        self._dma[Register.DMA_COMMAND] = command
         self._later(self.dma_latency, self._transfer)
 
     def _transfer(self) -> None:
-        to_ram = bool(self._dma[0x98] & TO_RAM)
-        source, destination, count = self._dma[0x80], self._dma[0x88], self._dma[0x90]
+        to_ram = bool(self._dma[Register.DMA_COMMAND] & TO_RAM)
+        source, destination, count = (self._dma[register] for register in _DMA[:3])
         offset = (source if to_ram else destination) - BUFFER
         if not (offset >= 0 and 0 < count <= BUFFER_SIZE - offset):
             self._finish()
@@ -198,8 +211,8 @@ class Edu(Device):
             self._finish()
 
     def _finish(self) -> None:
-        command = self._dma[0x98]
-        self._dma[0x98] = command & ~START
+        command = self._dma[Register.DMA_COMMAND]
+        self._dma[Register.DMA_COMMAND] = command & ~START
         if command & INTERRUPT_WHEN_DONE:
             self._raise(DMA_INTERRUPT)
 
@@ -212,4 +225,4 @@ class Edu(Device):
 
 
 def _acceptable(offset: int, size: int) -> bool:
-    return offset % size == 0 and (size == 4 or (size == 8 and offset >= 0x80))
+    return offset % size == 0 and (size == 4 or (size == 8 and offset >= Register.DMA_SOURCE))

@@ -1,4 +1,4 @@
-"""The terminal that commands print on."""
+"""The terminal that commands print on, and how they say what the system refused."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ def console() -> Console:
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = PIPED_WIDTH
     return out
+
+
+def refusal(error: OSError) -> str:
+    """Return what the system said as "FILE: reason", without Python's error number."""
+    name = "" if error.filename is None else f"{error.filename}: "
+    return f"{name}{error.strerror or error}"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from iommu_emu.cli.console import console
+from iommu_emu.cli.console import console, refusal
 from iommu_emu.cli.signals import ended_by_signals
 from iommu_emu.qemu import COMPONENTS, cache, errors, find
 from iommu_emu.qemu.apt import OnProgress
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"iommu-emu fetch: {error}", file=sys.stderr)
             return 1
         except OSError as error:
-            print(f"iommu-emu fetch: {error.filename}: {error.strerror}", file=sys.stderr)
+            print(f"iommu-emu fetch: {refusal(error)}", file=sys.stderr)
             return 1
     _report(names, as_json=arguments.json)
     return 0

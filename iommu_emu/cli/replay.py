@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iommu_emu import __version__
-from iommu_emu.cli.console import console
+from iommu_emu.cli.console import console, refusal
 from iommu_emu.core import CoreUnit
 from iommu_emu.recording import Recording, RecordingError, Replay, describe, read, replay
 from iommu_emu.recording.describe import describe_one
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             recording = read(arguments.file)
             outcome = replay(recording, stop_at=arguments.stop_at)
     except OSError as error:
-        print(f"iommu-emu replay: {arguments.file}: {error.strerror}", file=sys.stderr)
+        print(f"iommu-emu replay: {refusal(error)}", file=sys.stderr)
         return 2
     except RecordingError as error:
         print(f"iommu-emu replay: {error}", file=sys.stderr)

@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from installed_command import IOMMU_EMU
 
 from iommu_emu.cli.main import main
 from iommu_emu.differential import Campaign, parse_program
@@ -60,7 +60,7 @@ def test_diff_prints_the_document(capsys):
 
 
 def test_diff_that_is_terminated_leaves_nothing(qemu, tmp_path: Path):
-    command = [sys.executable, "-m", "iommu_emu.cli.main", "diff", "--config", "q35"]
+    command = [IOMMU_EMU, "diff", "--config", "q35"]
     with subprocess.Popen(
         [*command, "--seconds", "600"],
         env=os.environ | {"TMPDIR": str(tmp_path)},

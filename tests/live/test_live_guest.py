@@ -4,11 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from installed_command import IOMMU_EMU
 
 from iommu_emu.guest import (
     GuestError,
@@ -20,7 +20,7 @@ from iommu_emu.guest import (
 )
 from iommu_emu.guest.break_mapping import PHASES as BREAK_PHASES
 
-COMMAND = (sys.executable, "-m", "iommu_emu.cli.main", "guest", "linux")
+COMMAND = (IOMMU_EMU, "guest", "linux")
 PATIENCE = 60.0
 
 

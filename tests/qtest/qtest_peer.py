@@ -7,12 +7,13 @@ import os
 import shlex
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from installed_command import IOMMU_EMU
+
 TIMEOUT = 60.0  # s; only a hang is that slow
-SERVER = [sys.executable, "-m", "iommu_emu.cli.main", "qtest"]
+SERVER = [IOMMU_EMU, "qtest"]
 
 
 class EndedError(Exception):

@@ -3,10 +3,10 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from installed_command import IOMMU_EMU
 
 FOLDER = "IOMMU_EMU_QTEST_PROGRAMS"
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def shim(tmp_path):
     shutil.copy(ROOT / "iommu_emu/qtest/shim/qemu-system-x86_64", shim)
     program = tmp_path / "bin/iommu-emu"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m iommu_emu.cli.main "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {IOMMU_EMU} "$@"\n')
     program.chmod(0o755)
     return shim
 

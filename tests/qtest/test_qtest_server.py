@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from installed_command import IOMMU_EMU
 from qtest_peer import SERVER, TIMEOUT, EndedError, Line, Peer, accept, listen, run
 
 ROOT = Path(__file__).parents[2]
@@ -209,7 +210,7 @@ def test_shim_runs_the_iommu_emu_of_its_prefix(tmp_path):
     shutil.copy(ROOT / "iommu_emu/qtest/shim/qemu-system-x86_64", shim)
     program = tmp_path / "bin/iommu-emu"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m iommu_emu.cli.main "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {IOMMU_EMU} "$@"\n')
     program.chmod(0o755)
     link = tmp_path / "qemu-system-x86_64"
     os.symlink(shim, link)

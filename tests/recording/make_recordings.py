@@ -90,7 +90,7 @@ def qtest(path: Path) -> None:
     """The client is a text: its commands do not depend on the answers."""
     commands = "".join(f"{command}\n" for command in qtest_commands()).encode()
     line = "-machine q35 -nodefaults -device intel-iommu -device edu,addr=4.0"
-    program = [sys.executable, "-m", "iommu_emu.cli.main", "qtest", *line.split()]
+    program = [str(Path(sys.executable).with_name("iommu-emu")), "qtest", *line.split()]
     options = ["-qtest", "stdio", "-qtest-log", "none", "-record", path]
     subprocess.run(
         [*program, *options], input=commands, check=True, stdout=subprocess.DEVNULL, timeout=60

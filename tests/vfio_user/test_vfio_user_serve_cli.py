@@ -4,10 +4,10 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
+from installed_command import IOMMU_EMU
 from vfio_user_client import Client
 
 from iommu_emu import acpi
@@ -31,7 +31,7 @@ def serve(tmp_path):
 
     def serve(*arguments):
         process = subprocess.Popen(
-            [sys.executable, "-m", "iommu_emu.cli.main", "serve", "--json", *arguments],
+            [IOMMU_EMU, "serve", "--json", *arguments],
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -90,7 +90,7 @@ def test_serve_ends_cleanly_when_nobody_reads_its_output(serve, tmp_path):
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_serve_says_when_its_output_is_full(tmp_path, arguments):
-    command = [sys.executable, "-m", "iommu_emu.cli.main", "serve", "--unit", "0=unit.sock"]
+    command = [IOMMU_EMU, "serve", "--unit", "0=unit.sock"]
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
             [*command, *arguments], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
@@ -227,7 +227,7 @@ def serve_text(tmp_path):
 
     def serve_text(*arguments):
         with subprocess.Popen(
-            [sys.executable, "-m", "iommu_emu.cli.main", "serve", *arguments],
+            [IOMMU_EMU, "serve", *arguments],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             text=True,
