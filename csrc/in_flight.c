@@ -410,7 +410,8 @@ int iemu_dma_answer(struct iemu_machine *machine, uint32_t token, const void *da
     if (index >= machine->transactions)
         return IEMU_E_ARGUMENT;
     t = &machine->pool[index];
-    if (t->state != IEMU_TRANSACTION_ANSWERING || token != iemu_transaction_token(t, piece) || !(t->answers >> piece & 1))
+    if (t->state != IEMU_TRANSACTION_ANSWERING || token != iemu_transaction_token(t, piece) ||
+        !(t->answers >> piece & 1))
         return IEMU_E_ARGUMENT;
     if (data) {
         uint32_t left = t->request.length - offset;

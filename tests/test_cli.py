@@ -32,7 +32,8 @@ def test_signals_do_as_before_afterwards():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_refusal_names_the_file_if_there_is_one():
+def test_refusal_names_what_was_worked_on():
     assert refusal(OSError(2, "No such file", "a")) == "a: No such file"
     assert refusal(OSError(28, "No space left")) == "No space left"
+    assert refusal(OSError(28, "No space left"), "b") == "b: No space left"
     assert refusal(OSError("odd")) == "odd"

@@ -4,7 +4,7 @@
  */
 #include "vtd.h"
 
-/* ---- effects (7.4): never more is dropped than is asked for ------------------------------------ */
+/* ---- effects (7.4): never more is dropped than is asked for ---------------------------------- */
 
 void vtd_drop_everything(struct iemu_vtd *v)
 {
@@ -94,7 +94,7 @@ static bool invalidate_iotlb(struct iemu_vtd *v, const struct iotlb_command *c)
     return true;
 }
 
-/* ---- register commands ------------------------------------------------------------------------ */
+/* ---- register commands ----------------------------------------------------------------------- */
 
 static bool registers_refused(const struct iemu_vtd *v)
 {
@@ -125,7 +125,8 @@ static uint32_t iotlb_offset(const struct iemu_vtd *v)
 static bool finish_iotlb_command(struct iemu_vtd *v)
 {
     struct iemu_regfile *regs = &v->unit.regs;
-    uint64_t command = iemu_reg64(regs, iotlb_offset(v)), address = iemu_reg64(regs, vtd_register_offset(v, VTD_IVA));
+    uint64_t command = iemu_reg64(regs, iotlb_offset(v));
+    uint64_t address = iemu_reg64(regs, vtd_register_offset(v, VTD_IVA));
     struct iotlb_command c = {
         .granularity = (unsigned)VTD_GET(IOTLB, IIRG, command),
         .domain = VTD_GET(IOTLB, DID, command) & v->domain_mask,
@@ -212,7 +213,7 @@ void vtd_iotlb_command(struct iemu_vtd *v)
                    VTD_COMMAND_IOTLB);
 }
 
-/* ---- queue -------------------------------------------------------------------------------------- */
+/* ---- queue ----------------------------------------------------------------------------------- */
 
 enum descriptor_type {
     CONTEXT_CACHE = 1,
@@ -404,7 +405,7 @@ static const struct iemu_queue_ops queue_ops = {
     .settle = close_if_drained,
 };
 
-/* ---- both ---------------------------------------------------------------------------------------- */
+/* ---- both ------------------------------------------------------------------------------------ */
 
 void vtd_invalidation_run(struct iemu_vtd *v)
 {

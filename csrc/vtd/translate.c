@@ -39,7 +39,7 @@ static bool is_recorded(const struct iemu_request *request, uint32_t diagnostic)
            vtd_fault_rows[diagnostic].translation_request < VTD_ANSWER_ZERO;
 }
 
-/* ---- permissions and the answer --------------------------------------------------------------- */
+/* ---- permissions and the answer -------------------------------------------------------------- */
 
 /* LGN.2 before LGN.3 for an AtomicOp that lacks both (unconfirmed in 8.3). */
 ALWAYS_INLINE uint32_t missing_permission(const struct iemu_vtd *v,
@@ -139,7 +139,7 @@ ALWAYS_INLINE uint32_t use_line(const struct iemu_vtd *v, const struct iemu_requ
     return answer(v, request, line->value[0], shift, result);
 }
 
-/* ---- the long way ----------------------------------------------------------------------------- */
+/* ---- the long way ---------------------------------------------------------------------------- */
 
 static bool overlaps(const uint64_t region[2], uint64_t first, uint64_t last)
 {
@@ -356,7 +356,7 @@ static void resolve(struct iemu_vtd *v, const struct iemu_request *request, stru
         fault(result, request, diagnostic);
 }
 
-/* ---- entry points ----------------------------------------------------------------------------- */
+/* ---- entry points ---------------------------------------------------------------------------- */
 
 static void record(struct iemu_vtd *v, const struct iemu_request *request, bool suppress,
                    struct iemu_result *result)

@@ -79,7 +79,7 @@ static uint32_t register_count(const struct iemu_vtd *v, size_t reg)
     return reg == VTD_FRCD ? vtd_fault_records(v) : 1;
 }
 
-/* ---- GCMD and GSTS (2.4) ----------------------------------------------------------------------- */
+/* ---- GCMD and GSTS (2.4) --------------------------------------------------------------------- */
 
 static void set_status(struct iemu_vtd *v, uint64_t mask, bool on)
 {
@@ -182,7 +182,7 @@ static void global_command(struct iemu_vtd *v, uint32_t command)
     vtd_update_quick(v);
 }
 
-/* ---- protected memory (2.11) -------------------------------------------------------------------- */
+/* ---- protected memory (2.11) ----------------------------------------------------------------- */
 
 static void protection_written(struct iemu_vtd *v)
 {
@@ -206,7 +206,7 @@ static void protection_written(struct iemu_vtd *v)
     vtd_update_quick(v);
 }
 
-/* ---- register access ------------------------------------------------------------------------------ */
+/* ---- register access ------------------------------------------------------------------------- */
 
 static uint64_t mmio_read(struct iemu_unit *unit, uint32_t offset, uint32_t size)
 {
@@ -285,7 +285,7 @@ static void mmio_write(struct iemu_unit *unit, uint32_t offset, uint32_t size, u
         write_dword(v, offset + 4, (uint32_t)(value >> 32));
 }
 
-/* ---- life cycle --------------------------------------------------------------------------------------- */
+/* ---- life cycle ------------------------------------------------------------------------------ */
 
 static void reset(struct iemu_unit *unit, uint32_t kind)
 {

@@ -17,7 +17,12 @@ def console() -> Console:
     return out
 
 
-def refusal(error: OSError) -> str:
-    """Return what the system said as "FILE: reason", without Python's error number."""
-    name = "" if error.filename is None else f"{error.filename}: "
-    return f"{name}{error.strerror or error}"
+def refusal(error: OSError, name: str = "") -> str:
+    """Return what the system said as "FILE: reason", without Python's error number.
+
+    Args:
+        error: what it refused.
+        name: of what was worked on, where the error names no file.
+    """
+    about = error.filename or name
+    return f"{about}: {error.strerror or error}" if about else str(error.strerror or error)

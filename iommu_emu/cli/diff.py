@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from iommu_emu.cli.bench import seconds
-from iommu_emu.cli.console import console
+from iommu_emu.cli.arguments import seconds
+from iommu_emu.cli.console import console, refusal
 from iommu_emu.cli.signals import ended_by_signals
 from iommu_emu.differential.campaign import Campaign, Failure
 from iommu_emu.differential.configurations import CONFIGURATIONS
@@ -103,8 +103,11 @@ def run(arguments: argparse.Namespace) -> int:
             with Campaign(names, qemu.argv, seed) as campaign:
                 _run(campaign, arguments.seconds, arguments.programs)
                 result = {"qemu": qemu.build, **plain(campaign)}
-    except (NotAvailable, PackageError, QemuError, QtestError, OSError) as error:
+    except (NotAvailable, PackageError, QemuError, QtestError) as error:
         print(f"iommu-emu diff: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"iommu-emu diff: {refusal(error)}", file=sys.stderr)
         return 2
     if arguments.keep is not None:
         for failure in campaign.failures:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,9 @@ from rich.console import Console as Terminal
 from rich.table import Table
 from rich.text import Text
 
-from iommu_emu.cli.console import console
+from iommu_emu.cli.arguments import seconds
+from iommu_emu.cli.console import console, refusal
+from iommu_emu.cli.signals import ended_by_signals
 from iommu_emu.guest import (
     Broken,
     GuestError,
@@ -148,21 +148,13 @@ def _add_linux(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     linux.set_defaults(run=run_linux)
 
 
-def seconds(text: str) -> float:
-    """Parse a time limit; argparse names this function in its message."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be more than 0, not {text}")
-    return value
-
-
 def run_linux(arguments: argparse.Namespace) -> int:
     """Run a guest; returns the exit code."""
     session: Session | None = None
     try:
         if arguments.json and arguments.json != "-":
             _require_writable(Path(arguments.json))
-        with _ended_by_signals(), _shown(arguments) as (progress, on_line):
+        with ended_by_signals(), _shown(arguments) as (progress, on_line):
             session = Session(_options(arguments), progress, on_line)
             result = break_mapping(session) if arguments.broken else session.run()
         if arguments.json:
@@ -173,17 +165,13 @@ def run_linux(arguments: argparse.Namespace) -> int:
         return 0 if result.ok else 1
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
-        print("iommu-emu guest: interrupted", file=sys.stderr)
-        return 130
     except (GuestError, NotAvailable, PackageError, QemuError, RecordingError) as error:
         print(f"iommu-emu guest: {error}", file=sys.stderr)
         if arguments.json and session is not None:
             _write_json(arguments.json, {"ok": False, "error": str(error), **session.plain()})
         return 2
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        print(f"iommu-emu guest: {name}{error.strerror or error}", file=sys.stderr)
+        print(f"iommu-emu guest: {refusal(error)}", file=sys.stderr)
         return 2
 
 
@@ -321,18 +309,3 @@ def _shown(
             return
         with arguments.keep_log.open("w") as log:
             yield progress, on_line
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that QEMU ends with us."""
-
-    def unwind(number: int, frame: types.FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

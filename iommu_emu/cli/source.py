@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from iommu_emu.acpi import AcpiError, platforms
+from iommu_emu.cli.console import refusal
 
 HELP = "a DMAR or IVRS file, `-` for standard input, or a built-in platform (`acpi list`)"
 
@@ -31,8 +32,6 @@ def read(name: str) -> bytes:
 
 def refuse(command: str, name: str, error: Exception) -> int:
     """Report bad input as one line on standard error; returns the exit code."""
-    reason = str(error)
-    if isinstance(error, OSError):
-        name, reason = str(error.filename or name), error.strerror or reason
-    print(f"iommu-emu {command}: {name}: {' '.join(reason.split())}", file=sys.stderr)
+    text = refusal(error, name) if isinstance(error, OSError) else f"{name}: {error}"
+    print(f"iommu-emu {command}: {' '.join(text.split())}", file=sys.stderr)
     return 2

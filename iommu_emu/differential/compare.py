@@ -72,7 +72,8 @@ def compare(
         qemu: QEMU's side, as far as it came.
         entries: the differences that are known.
         adapter: of the kind of unit.
-        exact: software has invalidated all that it owed before every use of it.
+        exact: software has invalidated all that it owed before every use of it; until a device
+            overwrites a table.
     """
     verdict = Verdict()
     names = adapter.names
@@ -80,6 +81,7 @@ def compare(
     differed: set[str] = set()
     for index, mine in enumerate(ours.steps):
         text = format_operation(operations[index], names)
+        exact = exact and not mine.overwritten  # of that, software invalidates nothing
         clean = mine.clean or exact
         uncertain = isinstance(operations[index], Dma) and not clean
         if mine.stale or uncertain:

@@ -18,6 +18,7 @@ class Step:
         causes: of our side: diagnostics of the faults that it met, recorded or not, and notes.
         stale: of our side: a device used an entry that the tables no longer say.
         clean: of our side: everything that the operation may meet was invalidated since it changed.
+        overwritten: of our side: a device has written a table, which software does not know.
         written: of our side: what was last written to each DWORD of the registers, by offset.
         expected: of our side: what the fields of a fault record of this operation may be.
     """
@@ -27,6 +28,7 @@ class Step:
     causes: list[str] = field(default_factory=list)
     stale: bool = False
     clean: bool = False
+    overwritten: bool = False
     written: Mapping[int, int] = field(default_factory=dict)
     expected: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 

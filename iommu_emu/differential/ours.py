@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from iommu_emu.core import TraceKind
 from iommu_emu.devices.edu import Edu
 from iommu_emu.devices.iommu_testdev import IommuTestdev
 from iommu_emu.differential import arena
@@ -33,7 +34,6 @@ from iommu_emu.vtd.unit import VtdUnit
 
 SHV = 1 << 3  # of an interrupt's address: its data holds a subhandle
 TRACE_EVENTS = 256
-TRACE_FAULT = 2
 
 __all__ = ["Ours", "Recording", "build"]
 
@@ -105,6 +105,7 @@ class Ours:
         self.written: dict[int, int] = {}
         self._accesses: list[Access] = []
         self._results: list[int] = []
+        self._overwritten = False  # a device has written a table in this operation
 
     def run(self, operations: Sequence[Operation]) -> Recording:
         """Run a program and return what was done and seen.
@@ -135,8 +136,9 @@ class Ours:
             self.commands.changed()
         before = self._tables() if isinstance(operation, Dma) and operation.write else ()
         perform(self, self.commands, operation, number)
-        if before and before != self._tables():
-            self.commands.changed()  # a device has written a table
+        self._overwritten = bool(before) and before != self._tables()
+        if self._overwritten:
+            self.commands.changed()
 
     def _tables(self) -> tuple[bytes, ...]:
         read = self.machine.memory.read
@@ -218,7 +220,16 @@ class Ours:
         dump, error = self._dump(), self._adapter.error
         if self._adapter.value(dump, error):
             expected[error] = self._notes.errors(operation, self.commands.root)
-        return Step(self._results, dump, causes, stale, clean, dict(self.written), expected)
+        return Step(
+            self._results,
+            dump,
+            causes,
+            stale,
+            clean,
+            self._overwritten,
+            dict(self.written),
+            expected,
+        )
 
     def _expected_record(self, operation: Operation) -> dict[str, tuple[int, ...]]:
         """Return what a fault record of an operation can say beside its reason (VT-d 2.10)."""
@@ -251,7 +262,7 @@ class Ours:
 
     def _new_causes(self) -> list[str]:
         events = self.machine.core.trace_read()
-        fresh = events[(events["sequence"] > self._sequence) & (events["kind"] == TRACE_FAULT)]
+        fresh = events[(events["sequence"] > self._sequence) & (events["kind"] == TraceKind.FAULT)]
         if len(events):
             self._sequence = int(events["sequence"][-1])
         return [self._adapter.faults[int(number)] for number in fresh["a"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from iommu_emu.devices.edu import BUFFER, BUFFER_SIZE, START, TO_RAM
+from iommu_emu.devices.edu import Register as Edu
 from iommu_emu.devices.iommu_testdev import Register as Testdev
 from iommu_emu.differential import arena
 from iommu_emu.differential.accesses import (
@@ -31,11 +32,9 @@ from iommu_emu.differential.program import (
     Submit,
 )
 from iommu_emu.differential.topology import Topology
+from iommu_emu.pci.topology import SECONDARY, SUBORDINATE
 
 EDU_LATENCY = 100_000_000  # ns from an edu's command to its transfer
-EDU_SOURCE, EDU_DESTINATION, EDU_COUNT, EDU_COMMAND = 0x80, 0x88, 0x90, 0x98
-EDU_RAISE, EDU_ACKNOWLEDGE = 0x60, 0x64
-SECONDARY_BUS, SUBORDINATE_BUS = 0x19, 0x1A
 
 __all__ = ["Bench", "Commands", "OperationError", "collect_buffers", "perform", "prepare"]
 
@@ -118,13 +117,13 @@ def perform(bench: Bench, commands: Commands, operation: Operation, number: int)
         case Interrupt(device, address, data):
             _require(device in bench.topology.edus, f"{device!r} sends no interrupts")
             bench.do(MessageSetup(device, address, data))
-            bench.do(BarWrite(device, EDU_RAISE, 4, 1))
-            bench.do(BarWrite(device, EDU_ACKNOWLEDGE, 4, 1))
+            bench.do(BarWrite(device, Edu.RAISE, 4, 1))
+            bench.do(BarWrite(device, Edu.ACKNOWLEDGE, 4, 1))
         case Renumber(bridge, bus):
             _require(bridge in bench.topology.bridges, f"there is no bridge {bridge!r}")
             if bus >= bench.topology.bridges[bridge].secondary:
-                bench.do(ConfigWrite(bridge, SUBORDINATE_BUS, 1, bus))
-                bench.do(ConfigWrite(bridge, SECONDARY_BUS, 1, bus))
+                bench.do(ConfigWrite(bridge, SUBORDINATE, 1, bus))
+                bench.do(ConfigWrite(bridge, SECONDARY, 1, bus))
 
 
 def _require(condition: bool, message: str) -> None:
@@ -156,14 +155,14 @@ def _edu(bench: Bench, dma: Dma, number: int) -> None:
     inside = BUFFER + min(number * 64 % BUFFER_SIZE, BUFFER_SIZE - dma.length)
     source, destination = (inside, dma.address) if dma.write else (dma.address, inside)
     for register, value in (
-        (EDU_SOURCE, source),
-        (EDU_DESTINATION, destination),
-        (EDU_COUNT, dma.length),
-        (EDU_COMMAND, START | TO_RAM * dma.write),
+        (Edu.DMA_SOURCE, source),
+        (Edu.DMA_DESTINATION, destination),
+        (Edu.DMA_COUNT, dma.length),
+        (Edu.DMA_COMMAND, START | TO_RAM * dma.write),
     ):
         bench.do(BarWrite(dma.device, register, 8, value))
     bench.do(ClockStep(EDU_LATENCY))
-    bench.do(BarRead(dma.device, EDU_COMMAND, 8))
+    bench.do(BarRead(dma.device, Edu.DMA_COMMAND, 8))
 
 
 def prepare(bench: Bench) -> None:
@@ -174,10 +173,10 @@ def prepare(bench: Bench) -> None:
     """
     for name in bench.topology.edus:
         for register, value in (
-            (EDU_SOURCE, arena.STATUS),
-            (EDU_DESTINATION, BUFFER),
-            (EDU_COUNT, BUFFER_SIZE),
-            (EDU_COMMAND, START),
+            (Edu.DMA_SOURCE, arena.STATUS),
+            (Edu.DMA_DESTINATION, BUFFER),
+            (Edu.DMA_COUNT, BUFFER_SIZE),
+            (Edu.DMA_COMMAND, START),
         ):
             bench.do(BarWrite(name, register, 8, value))
         bench.do(ClockStep(EDU_LATENCY))
@@ -191,10 +190,10 @@ def collect_buffers(bench: Bench, commands: Commands) -> None:
     commands.switch_off(bench)
     for name, page in zip(bench.topology.edus, arena.DUMPS, strict=False):
         for register, value in (
-            (EDU_SOURCE, BUFFER),
-            (EDU_DESTINATION, page),
-            (EDU_COUNT, BUFFER_SIZE),
-            (EDU_COMMAND, START | TO_RAM),
+            (Edu.DMA_SOURCE, BUFFER),
+            (Edu.DMA_DESTINATION, page),
+            (Edu.DMA_COUNT, BUFFER_SIZE),
+            (Edu.DMA_COMMAND, START | TO_RAM),
         ):
             bench.do(BarWrite(name, register, 8, value))
         bench.do(ClockStep(EDU_LATENCY))

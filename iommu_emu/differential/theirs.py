@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from types import TracebackType
 
 from iommu_emu.differential import arena
 from iommu_emu.differential.accesses import (
@@ -84,12 +83,7 @@ class Theirs:
     def __enter__(self) -> Theirs:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def replay(self, accesses: Sequence[Sequence[Access]], ending: Sequence[Access]) -> Observation:

@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from iommu_emu.guest.board import PAGE_DEVFN, UNIT_BASE, Board, build_dmar
@@ -267,12 +266,7 @@ class VirtualMachine:
     def __enter__(self) -> VirtualMachine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # Inside.

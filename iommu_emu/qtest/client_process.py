@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 
 from iommu_emu.qemu.environment import clean_environment
 from iommu_emu.qtest.client import DEFAULT_TIMEOUT, DisconnectedError, QtestClient, QtestError
@@ -131,12 +130,7 @@ class QemuProcess:
     def __enter__(self) -> QemuProcess:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def kill(self) -> None:

@@ -253,6 +253,14 @@ def test_compare_takes_the_end_of_qemu_for_a_difference():
     ]
 
 
+@pytest.mark.parametrize(("overwritten", "fields"), [(False, ["stale"]), (True, [])])
+def test_compare_knows_no_exact_program_behind_an_overwritten_table(overwritten, fields):
+    ours = observed([*seen(0, overwritten=overwritten), *seen(0, stale=True)])
+    verdict = compare((WRITE, WRITE), ours, observed(seen(0, 0)), (), ADAPTER, exact=True)
+    assert [each.field for each in verdict.unexplained] == fields
+    assert verdict.stale == 1
+
+
 def test_compare_stops_at_a_stale_entry():
     verdict = compare(
         (WRITE, WRITE), observed(seen(1, 1, stale=True)), observed(seen(0, 0)), (), ADAPTER

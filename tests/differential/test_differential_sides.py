@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from iommu_emu.differential import CONFIGURATIONS, Pair, configuration, parse_program
+from iommu_emu.differential.ours import Ours
 from iommu_emu.differential.vtd import register_names
 
 READS = "read VER 4\nread CAP 8\nread ECAP 8\n"
@@ -20,6 +21,13 @@ def test_configuration_has_the_capabilities_of_qemu(name: str, pair: Callable[[s
     version, cap, ecap = (step.results[0] for step in both.recording.observation.steps)
     capabilities = configuration(name).capabilities
     assert (version, cap, ecap) == (0x10, capabilities.cap, capabilities.ecap)
+
+
+@pytest.mark.parametrize(("address", "overwritten"), [(0x10_6000, True), (0x12_5000, False)])
+def test_ours_notes_that_a_device_has_written_a_table(address: int, overwritten: bool) -> None:
+    program = parse_program(f"dma-write a {address:#x} 4\n", register_names())
+    (step,) = Ours(configuration("q35")).run(program).observation.steps
+    assert step.overwritten is overwritten
 
 
 def test_theirs_begins_each_program_afresh(pair: Callable[[str], Pair]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 
 import pytest
 
@@ -108,11 +107,11 @@ def test_virtual_machine_that_ends_while_something_is_awaited_is_an_error(start)
 
 
 def test_virtual_machine_waits_no_longer_than_it_was_told(start):
-    with start(sys.executable, "-c", OBEDIENT) as machine:
-        begin = time.monotonic()
-        with pytest.raises(GuestError, match=r"^rain took more than 0\.2 s$"):
-            machine.wait(lambda: False, 0.2, "rain")
-    assert time.monotonic() - begin >= 0.2
+    with (
+        start(sys.executable, "-c", OBEDIENT) as machine,
+        pytest.raises(GuestError, match=r"^rain took more than 0\.2 s$"),
+    ):
+        machine.wait(lambda: False, 0.2, "rain")
 
 
 def test_virtual_machine_passes_initramfs_and_table_without_files(start):

@@ -45,7 +45,6 @@ def test_live_break_lets_the_kernel_name_what_we_broke(trixie):
     broken = break_mapping(session)
     assert broken.ok, broken
     assert (broken.said.requester, broken.said.address) == (0x0100, broken.address)
-    assert broken.stale_uses > 0
 
 
 @pytest.mark.parametrize("preset", ["qemu-q35-caching-mode", "skylake-client"])
