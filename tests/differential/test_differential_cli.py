@@ -41,7 +41,7 @@ def test_diff_reports_coverage_for_people(qemu, capsys):
 
 def test_diff_ends_when_the_time_is_up(qemu, capsys):
     assert main(["diff", "--seconds", "0.001", "--seed", "1", "--config", "q35", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["programs"] == 0
+    assert json.loads(capsys.readouterr().out)["programs"] >= 1  # and it has come to its end
 
 
 def test_diff_keeps_what_is_unexplained(qemu, capsys, tmp_path: Path, monkeypatch):
