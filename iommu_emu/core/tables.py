@@ -154,9 +154,14 @@ def _dtype(name: str) -> np.dtype[Any]:
         names.append(field_name)
         formats.append((base, field.type.length) if item is not field.type else base)
         offsets.append(field.offset)
-    return np.dtype(
-        {"names": names, "formats": formats, "offsets": offsets, "itemsize": ffi.sizeof(ctype)}
-    )
+    layout: Any = {  # numpy's stubs disagree from version to version about this form
+        "names": names,
+        "formats": formats,
+        "offsets": offsets,
+        "itemsize": ffi.sizeof(ctype),
+    }
+    dtype: np.dtype[Any] = np.dtype(layout)
+    return dtype
 
 
 RESULT_DTYPE = _dtype("struct iemu_result")
