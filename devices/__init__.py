@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from iommu_emu.devices.edu import Edu
     from iommu_emu.devices.iommu_testdev import IommuTestdev
     from iommu_emu.devices.malicious import MaliciousDevice
+    from iommu_emu.devices.nic import Nic
     from iommu_emu.devices.nvme import Nvme
 
 # A model is imported when it is asked for: programs start faster without those they do not use.
@@ -29,10 +30,11 @@ _MODELS = {
     "Edu": "edu",
     "IommuTestdev": "iommu_testdev",
     "MaliciousDevice": "malicious",
+    "Nic": "nic",
     "Nvme": "nvme",
 }
 
-__all__ = ["Attacker", "Bar", "Device", "Edu", "IommuTestdev", "MaliciousDevice", "Nvme"]
+__all__ = ["Attacker", "Bar", "Device", "Edu", "IommuTestdev", "MaliciousDevice", "Nic", "Nvme"]
 
 
 def __getattr__(name: str) -> object:
