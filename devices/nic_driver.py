@@ -7,7 +7,6 @@ system, or anything else with the two methods of `Mapper`.
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from iommu_emu.devices.nic import (
@@ -21,6 +20,7 @@ from iommu_emu.devices.nic import (
     NicStatus,
     Register,
 )
+from iommu_emu.direction import Direction
 
 if TYPE_CHECKING:
     from iommu_emu.devices.nic import Nic
@@ -31,15 +31,7 @@ _ALL_CAUSES = sum(Cause)
 _LONGEST = 0xFFFF  # bytes of a frame
 _DONE = int(DescriptorStatus.DONE)
 
-__all__ = ["Direction", "DriverRing", "Mapper", "Mapping", "NicDriver", "Received", "Untranslated"]
-
-
-class Direction(Enum):
-    """Which way a device moves data."""
-
-    TO_DEVICE = "to device"
-    FROM_DEVICE = "from device"
-    BIDIRECTIONAL = "bidirectional"
+__all__ = ["DriverRing", "Mapper", "Mapping", "NicDriver", "Received", "Untranslated"]
 
 
 class Mapper(Protocol):

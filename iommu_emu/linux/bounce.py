@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from iommu_emu.direction import Direction
 from iommu_emu.linux.swiotlb import (
     PCI_BOUNDARY,
-    Direction,
     Swiotlb,
     align_up,
     check_mask,

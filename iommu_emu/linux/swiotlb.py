@@ -8,16 +8,15 @@ kernels (os 4.4). Which parts of a buffer are bounced is bounce.py's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from iommu_emu.core import FullError
+from iommu_emu.direction import Direction
 from iommu_emu.memory import PAGE, PhysicalMemory
 
 __all__ = [
     "DEFAULT_POOL",
     "SEGMENT_SLOTS",
     "SLOT_SIZE",
-    "Direction",
     "MappingTooLargeError",
     "PoolFullError",
     "Slot",
@@ -31,14 +30,6 @@ SEGMENT_SLOTS = 128  # IO_TLB_SEGSIZE
 SEGMENT_SIZE = SLOT_SIZE * SEGMENT_SLOTS
 DEFAULT_POOL = 64 << 20  # IO_TLB_DEFAULT_SIZE
 PCI_BOUNDARY = 0xFFFF_FFFF  # segment boundary mask of PCI devices
-
-
-class Direction(Enum):
-    """Which way the data of a DMA mapping goes."""
-
-    TO_DEVICE = "to-device"
-    FROM_DEVICE = "from-device"
-    BIDIRECTIONAL = "bidirectional"
 
 
 class PoolFullError(FullError):

@@ -23,7 +23,8 @@ from iommu_emu.devices.nic import (
     NicStatus,
     Register,
 )
-from iommu_emu.devices.nic_driver import Direction, NicDriver
+from iommu_emu.devices.nic_driver import NicDriver
+from iommu_emu.direction import Direction
 from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 

@@ -6,9 +6,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from iommu_emu import Machine
 from iommu_emu.core import NotRamError
 from iommu_emu.devices import MaliciousDevice
+from iommu_emu.direction import Direction
 from iommu_emu.linux.bounce import BouncedBuffer, BounceRule, Extent, Segment, plan_bounce
 from iommu_emu.linux.swiotlb import (
-    Direction,
     MappingTooLargeError,
     PoolFullError,
     Slot,
