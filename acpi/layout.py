@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from enum import IntFlag
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, overload
 
 from construct import (
     Bytes,
@@ -93,8 +93,12 @@ class Computed:
         self.subcon = subcon
         self.value = value
 
-    def __get__(self, record: Any, owner: type) -> int:
-        return self.value(record) if record is not None else self  # type: ignore[return-value]
+    @overload
+    def __get__(self, record: None, owner: type) -> Computed: ...
+    @overload
+    def __get__(self, record: object, owner: type) -> int: ...
+    def __get__(self, record: object | None, owner: type) -> int | Computed:
+        return self if record is None else self.value(record)
 
 
 @dataclass(kw_only=True)

@@ -171,6 +171,7 @@ class FileMedium(Medium):
         mode = os.stat(self.path).st_mode  # before opening: that of a FIFO waits for its peer
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise ValueError(f"{self.path} must be a regular file or a block device")
+        # Open until `close`.
         self._file = open(self.path, "rb" if read_only else "r+b", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_NB | (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX))

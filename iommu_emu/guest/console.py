@@ -10,8 +10,11 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from iommu_emu.core import Access
+
+T = TypeVar("T")
 
 __all__ = ["Check", "Console", "KernelFault", "Line", "parse_fault"]
 
@@ -185,7 +188,7 @@ class Console:
             self.ended = True
 
 
-def _keep(items: list, item: object) -> None:  # type: ignore[type-arg]
+def _keep(items: list[T], item: T) -> None:
     if len(items) < MAX_FACTS:
         items.append(item)
 

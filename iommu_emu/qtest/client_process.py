@@ -84,6 +84,7 @@ class QemuProcess:
             raise
 
     def _start(self, command: Sequence[str], arguments: Sequence[str], timeout: float) -> None:
+        # `close` closes it; the rule does not see that through the stack.
         self._stderr = self._undo.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         # The folder goes as soon as QEMU has connected: nothing is left, however we end.
         with tempfile.TemporaryDirectory(prefix="iommu-emu-") as folder:
