@@ -14,7 +14,7 @@ VENV    = .venv
 BIN     = $(VENV)/bin
 SOURCES = $(shell find csrc iommu_emu devices acpi -type f \
             \( -name '*.[ch]' -o -name '*.def' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \
-               -o -name '*.sh' -o -path '*/shim/*' \)) \
+               -o -name '*.sh' -o -name '*.html' -o -name '*.css' -o -name '*.js' -o -path '*/shim/*' \)) \
           setup.py pyproject.toml README.md
 PYTEST_ARGS ?=
 

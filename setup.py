@@ -73,6 +73,9 @@ if __name__ == "__main__":
             "iommu_emu.acpi": ["built-in/*.toml"],
             "iommu_emu.differential": ["differences.toml"],
             "iommu_emu.guest": ["init.sh", "helper/*.c"],
+            "iommu_emu.scenario_report": ["page.*"],
+            "iommu_emu.scenarios": ["expectations.toml"],
+            "iommu_emu.timing_model": ["presets/*.toml"],
         },
         # Beside bin/, in a folder of its own: it must not be found as QEMU on a PATH.
         data_files=[("libexec/iommu-emu", ["iommu_emu/qtest/shim/qemu-system-x86_64"])],

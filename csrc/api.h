@@ -26,6 +26,10 @@ static inline void iemu_unlock(struct iemu_guard *guard)
             iemu_journal_input((machine)->journal, (struct iemu_record){__VA_ARGS__});         \
     } while (0)
 
+/* api_ats.c: the input of a device-TLB's creation. */
+void iemu_ats_input(const struct iemu_machine *machine, const struct iemu_port *port,
+                    const struct iemu_ats_config *config);
+
 /* And what it returned, unless that is IEMU_OK. */
 static inline int iemu_returned(const struct iemu_machine *machine, int code)
 {

@@ -51,6 +51,25 @@ void iemu_port_set_requester(struct iemu_port *port, uint16_t requester)
     iemu_dma_port_requester(port, requester);
 }
 
+int iemu_port_add_rule(struct iemu_port *port, const struct iemu_port_rule *rule)
+{
+    LOCKED(iemu_port_machine(port));
+
+    IEMU_INPUT(iemu_port_machine(port), .kind = IEMU_RECORD_RULE, .size = rule->verdict,
+               .id = rule->address_types, .number = iemu_port_number(port),
+               .value = {rule->first, rule->last, rule->first_requester, rule->last_requester});
+    return iemu_returned(iemu_port_machine(port), iemu_dma_port_add_rule(port, rule));
+}
+
+void iemu_port_clear_rules(struct iemu_port *port)
+{
+    LOCKED(iemu_port_machine(port));
+
+    IEMU_INPUT(iemu_port_machine(port), .kind = IEMU_RECORD_NO_RULES,
+               .number = iemu_port_number(port));
+    iemu_dma_port_clear_rules(port);
+}
+
 void iemu_port_in_flight(struct iemu_port *port, uint32_t *fabric, uint32_t *translated)
 {
     LOCKED(iemu_port_machine(port));

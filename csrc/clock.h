@@ -13,6 +13,11 @@ struct iemu_event {
     uint32_t slot; /* place in the heap + 1; 0: not scheduled */
 };
 
+static inline uint64_t iemu_later(uint64_t now, uint64_t latency)
+{
+    return now + latency < now ? UINT64_MAX : now + latency;
+}
+
 struct iemu_clock {
     uint64_t now;
     uint64_t scheduled;
@@ -24,8 +29,13 @@ struct iemu_clock {
 /* `capacity`: events that can be scheduled at once; every owner has exactly one. */
 int iemu_clock_init(struct iemu_clock *clock, uint32_t capacity);
 void iemu_clock_free(struct iemu_clock *clock);
-/* Makes room for one more event owner. */
+/* Makes room for more event owners. */
 int iemu_clock_reserve(struct iemu_clock *clock, uint32_t more);
+/* Owners that are gone, and had nothing scheduled, give their room back. */
+static inline void iemu_clock_release(struct iemu_clock *clock, uint32_t less)
+{
+    clock->capacity -= less;
+}
 void iemu_clock_schedule(struct iemu_clock *clock, struct iemu_event *event, uint64_t due);
 void iemu_clock_cancel(struct iemu_clock *clock, struct iemu_event *event);
 void iemu_clock_run_to(struct iemu_clock *clock, uint64_t time);

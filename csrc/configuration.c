@@ -48,6 +48,8 @@ static const struct member members[] = {
     ROW(IEMU_AMDVI, EFR, 0, amdvi.efr),
     ROW(IEMU_AMDVI, DEVICE_ID, 0, amdvi.device_id),
     FLAG(IEMU_AMDVI, NP_CACHE, amdvi.np_cache),
+    ROW(IEMU_VTD, INVALIDATION_TIMEOUT, 0, vtd.invalidation_timeout),
+    FLAG(IEMU_AMDVI, IOTLB_SUP, amdvi.iotlb_sup),
 };
 
 void iemu_journal_unit(struct iemu_journal *journal, uint32_t vendor,

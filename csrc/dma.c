@@ -33,6 +33,8 @@ void iemu_dma_port_remove(struct iemu_port *port)
     struct iemu_machine *machine = port->machine;
 
     port->removed = true;
+    if (port->tlb)
+        iemu_device_tlb_remove(port->tlb);
     /* Completions that nobody will take any more. */
     for (uint32_t i = 0; i < machine->transactions; i++) {
         struct iemu_transaction *t = &machine->pool[i];
@@ -64,12 +66,15 @@ void iemu_dma_port_latency(struct iemu_port *port, uint64_t fabric, uint64_t mem
 {
     port->fabric_latency = fabric;
     port->memory_latency = memory;
+    iemu_port_choose_way(port);
 }
 
 void iemu_dma_port_requester(struct iemu_port *port, uint16_t requester)
 {
     port->requester = requester;
     port->routes_seen = UINT64_MAX;
+    if (port->tlb) /* of another function's translations, so to speak */
+        iemu_device_tlb_drop(port->tlb, 0, UINT64_MAX);
 }
 
 void iemu_dma_port_completion(const struct iemu_port *port, struct iemu_completion *completion)
@@ -249,9 +254,9 @@ static int submit(struct iemu_port *port, const struct iemu_transfer *transfer, 
     return port->last.status;
 }
 
-/* Both stages at once, for as long as RAM answers. */
-static int pass_through_stages(struct iemu_port *port, const struct iemu_transfer *transfer,
-                               uint8_t *data)
+/* Both stages at once, for as long as RAM answers; `ats`: by way of the device-TLB. */
+static inline __attribute__((always_inline)) int
+pass_stages(struct iemu_port *port, const struct iemu_transfer *transfer, uint8_t *data, bool ats)
 {
     struct iemu_machine *machine = port->machine;
     struct iemu_request request = request_of(port, transfer);
@@ -269,7 +274,10 @@ static int pass_through_stages(struct iemu_port *port, const struct iemu_transfe
         uint8_t *host;
 
         request.length = part_length(request.address, transfer->length - at);
-        iemu_fabric_translate(unit, &request, &result);
+        if (ats)
+            iemu_device_tlb_translate(port, unit, &request, &result);
+        else
+            iemu_fabric_translate(port, unit, &request, &result);
         host = iemu_ram_target(machine, &request, &result);
         if (iemu_likely(host != NULL)) {
             iemu_move(host, data + at, &request, transfer->atomic);
@@ -279,6 +287,10 @@ static int pass_through_stages(struct iemu_port *port, const struct iemu_transfe
         } else if (iemu_status_of(&result)) {
             if (!completion->status)
                 fail(completion, &request, &result, iemu_status_of(&result));
+        } else if (result.outcome == IEMU_TRANSLATION) {
+            iemu_put_translation(data + at, request.length, &result);
+            if (!completion->status)
+                completion->done += request.length;
         } else if (result.outcome != IEMU_DISCARDED && request.length) {
             if (machine->transactions_free >= parts_of(transfer, at)) {
                 struct iemu_completion before = *completion;
@@ -296,6 +308,18 @@ static int pass_through_stages(struct iemu_port *port, const struct iemu_transfe
     return completion->status;
 }
 
+static int pass_straight(struct iemu_port *port, const struct iemu_transfer *transfer,
+                         uint8_t *data)
+{
+    return pass_stages(port, transfer, data, false);
+}
+
+static IEMU_COLD int pass_by_device_tlb(struct iemu_port *port,
+                                        const struct iemu_transfer *transfer, uint8_t *data)
+{
+    return pass_stages(port, transfer, data, true);
+}
+
 int iemu_dma_transfer(struct iemu_port *port, const struct iemu_transfer *transfer, void *data)
 {
     struct iemu_machine *machine = port->machine;
@@ -305,9 +329,11 @@ int iemu_dma_transfer(struct iemu_port *port, const struct iemu_transfer *transf
         return IEMU_E_ARGUMENT;
     if (iemu_unlikely(port->removed)) {
         none.status = IEMU_REMOVED;
-    } else if (iemu_likely(!(port->fabric_latency | port->memory_latency) &&
-                           !port->fabric.count && !port->translated.count)) {
-        return pass_through_stages(port, transfer, data);
+    } else if (iemu_likely(!port->detours && !port->fabric.count && !port->translated.count)) {
+        return pass_straight(port, transfer, data);
+    } else if (iemu_port_ats(port) && iemu_port_is_fast(port) && !port->fabric.count &&
+               !port->translated.count) {
+        return pass_by_device_tlb(port, transfer, data);
     } else if (parts_of(transfer, 0) > machine->transactions) {
         return IEMU_E_ARGUMENT; /* would be busy for ever */
     } else if (parts_of(transfer, 0) > machine->transactions_free) {

@@ -13,6 +13,8 @@ void iemu_dma_port_requester(struct iemu_port *port, uint16_t requester);
 void iemu_dma_port_completion(const struct iemu_port *port, struct iemu_completion *completion);
 void iemu_dma_port_in_flight(const struct iemu_port *port, uint32_t *fabric,
                              uint32_t *translated);
+int iemu_dma_port_add_rule(struct iemu_port *port, const struct iemu_port_rule *rule);
+void iemu_dma_port_clear_rules(struct iemu_port *port);
 struct iemu_machine *iemu_port_machine(struct iemu_port *port);
 uint32_t iemu_port_number(const struct iemu_port *port);
 /* Returns enum iemu_status, or IEMU_E_ARGUMENT for a transfer that no device could send. */

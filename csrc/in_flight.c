@@ -24,8 +24,7 @@ void iemu_dma_free(struct iemu_machine *machine)
     while (machine->ports) {
         struct iemu_port *port = machine->ports;
 
-        machine->ports = port->next;
-        free(port);
+        iemu_port_free(port);
     }
     free(machine->pool);
 }
@@ -61,6 +60,8 @@ void iemu_port_free(struct iemu_port *port)
     while (*link != port)
         link = &(*link)->next;
     *link = port->next;
+    iemu_device_tlb_free(port);
+    free(port->rule);
     free(port);
 }
 
@@ -237,6 +238,8 @@ static bool deliver(struct iemu_transaction *t)
     }
     if (t->result.outcome == IEMU_INTERRUPT)
         return send_interrupt(t);
+    if (t->result.outcome == IEMU_TRANSLATION)
+        iemu_put_translation(t->data, t->request.length, &t->result);
     if (t->result.outcome != IEMU_MEMORY || !t->request.length)
         return true;
     range = iemu_memory_find(&machine->memory, t->result.address);
@@ -304,20 +307,39 @@ static void come_due(void *owner)
     pump(t->port, NULL);
 }
 
+/* Translates what has arrived; returns the time that a detour by the device-TLB takes. */
+static uint64_t translate(struct iemu_port *port, struct iemu_transaction *t)
+{
+    uint64_t asked;
+
+    if (!iemu_port_ats(port)) {
+        iemu_fabric_translate(port, t->unit, &t->request, &t->result);
+        return 0;
+    }
+    asked = port->tlb->translations;
+    iemu_device_tlb_translate(port, t->unit, &t->request, &t->result);
+    /* Only what the device-TLB did not know goes to the IOMMU and back before it is sent. */
+    if (t->request.at != IEMU_UNTRANSLATED || port->tlb->translations == asked)
+        return 0;
+    return iemu_later(port->fabric_latency, port->memory_latency);
+}
+
 static void arrive(void *owner)
 {
     struct iemu_transaction *t = owner;
     struct iemu_port *port = t->port;
-    uint64_t due;
+    uint64_t due, detour;
 
     pop(&port->fabric); /* arrivals are in order: this is t */
     t->unit = iemu_machine_route(port->machine, port->segment, t->request.requester);
-    iemu_fabric_translate(t->unit, &t->request, &t->result);
+    detour = translate(port, t);
+    if (t->result.attributes & IEMU_PAST_IOMMU)
+        t->unit = NULL; /* no drain of the unit is about it */
     if (t->result.outcome == IEMU_INTERRUPT)
         interrupt_target(t);
     t->state = IEMU_TRANSACTION_TRANSLATED;
     push(&port->translated, t);
-    due = iemu_later(port->machine->clock.now, port->memory_latency);
+    due = iemu_later(port->machine->clock.now, iemu_later(port->memory_latency, detour));
     if (port->translated.count > 1 && due < port->last_landing)
         due = port->last_landing;
     port->last_landing = due;
@@ -347,7 +369,7 @@ void iemu_transaction_send_translated(struct iemu_transaction *t,
                                       const struct iemu_result *result)
 {
     t->result = *result;
-    t->unit = iemu_port_unit(t->port);
+    t->unit = result->attributes & IEMU_PAST_IOMMU ? NULL : iemu_port_unit(t->port);
     if (t->result.outcome == IEMU_INTERRUPT)
         interrupt_target(t);
     t->state = IEMU_TRANSACTION_TRANSLATED;
@@ -365,6 +387,23 @@ static bool matches(const struct iemu_transaction *t, const struct iemu_drain *d
            t->request.address + (t->request.length ? t->request.length - 1 : 0) >= drain->first;
 }
 
+/* Lands the port's translated transactions up to `last`, whatever their time. */
+static bool land_up_to(struct iemu_port *port, const struct iemu_transaction *last)
+{
+    for (struct iemu_transaction *t = port->translated.first;; t = t->next) {
+        iemu_clock_cancel(&port->machine->clock, &t->event);
+        t->due = true;
+        if (t == last)
+            break;
+    }
+    return pump(port, last);
+}
+
+bool iemu_port_settle(struct iemu_port *port)
+{
+    return !port->translated.last || land_up_to(port, port->translated.last);
+}
+
 bool iemu_dma_drain(struct iemu_machine *machine, const struct iemu_drain *drain)
 {
     struct iemu_port *next;
@@ -378,15 +417,7 @@ bool iemu_dma_drain(struct iemu_machine *machine, const struct iemu_drain *drain
             if (matches(t, drain))
                 last = t;
         }
-        if (!last)
-            continue;
-        for (struct iemu_transaction *t = port->translated.first;; t = t->next) {
-            iemu_clock_cancel(&machine->clock, &t->event);
-            t->due = true;
-            if (t == last)
-                break;
-        }
-        if (!pump(port, last))
+        if (last && !land_up_to(port, last))
             drained = false;
     }
     return drained;
@@ -398,6 +429,8 @@ void iemu_dma_resume(struct iemu_machine *machine)
 
     for (struct iemu_port *port = machine->ports; port; port = next) {
         next = port->next;
+        if (port->tlb)
+            iemu_device_tlb_resume(port->tlb);
         pump(port, NULL);
     }
 }

@@ -10,7 +10,10 @@
 
 #include <string.h>
 
+#include "device_tlb.h"
 #include "unit.h"
+
+#define IEMU_MAX_RULES 4096u /* of a port */
 
 enum iemu_transaction_state {
     IEMU_TRANSACTION_FREE = 0,
@@ -62,7 +65,11 @@ struct iemu_port {
     uint64_t memory_latency;
     uint64_t last_arrival; /* of what is queued: keeps order when a latency is lowered */
     uint64_t last_landing;
+    bool detours; /* a transfer cannot pass at once, or not straight: a latency, a device-TLB */
     struct iemu_completion last;
+    struct iemu_device_tlb *tlb; /* NULL: the function has none */
+    struct iemu_port_rule *rule; /* what never reaches the IOMMU; the first that matches counts */
+    uint32_t rule_count;
     uint32_t number; /* in the order of creation */
     uint32_t open; /* transactions that are not free */
     uint16_t segment;
@@ -81,15 +88,15 @@ void iemu_transaction_send(struct iemu_transaction *t, uint64_t arrival);
 /* The same for one that the IOMMU has translated already: only its delivery had to wait. */
 void iemu_transaction_send_translated(struct iemu_transaction *t,
                                       const struct iemu_result *result);
+/* Lands what is past the IOMMU. False: something waits for room in the outbox. */
+bool iemu_port_settle(struct iemu_port *port);
 void iemu_port_free(struct iemu_port *port);
 
+/* port_rules.c: whether a rule decides about a request; if so, the result. */
+bool iemu_port_decide(const struct iemu_port *port, const struct iemu_request *request,
+                      struct iemu_result *result);
 void iemu_pass_untranslated(const struct iemu_request *request, struct iemu_result *result);
 void iemu_do_atomic(uint8_t *host, uint8_t *data, uint32_t length, uint8_t kind);
-
-static inline uint64_t iemu_later(uint64_t now, uint64_t latency)
-{
-    return now + latency < now ? UINT64_MAX : now + latency;
-}
 
 /* The unit that the port's requests meet; looked up again when routes have changed. */
 static inline struct iemu_unit *iemu_port_unit(struct iemu_port *port)
@@ -101,18 +108,47 @@ static inline struct iemu_unit *iemu_port_unit(struct iemu_port *port)
     return port->unit;
 }
 
-static inline void iemu_fabric_translate(struct iemu_unit *unit,
+static inline void iemu_fabric_translate(const struct iemu_port *port, struct iemu_unit *unit,
                                          const struct iemu_request *request,
                                          struct iemu_result *result)
 {
+    if (iemu_unlikely(port->rule_count) && iemu_port_decide(port, request, result))
+        return;
     if (iemu_likely(unit != NULL))
         unit->translate(unit, request, result);
     else
         iemu_pass_untranslated(request, result);
-    /* A translation request asks for an address and gets no data; there are no completions
-     * that could carry one yet. */
+    /* Its answer is the translation, not what is there. */
     if (iemu_unlikely(request->at == IEMU_TRANSLATION_REQUEST) && result->outcome == IEMU_MEMORY)
-        result->outcome = IEMU_UNSUPPORTED;
+        result->outcome = IEMU_TRANSLATION;
+}
+
+/* Whether requests of the port meet its device-TLB. */
+static inline bool iemu_port_ats(const struct iemu_port *port)
+{
+    return port->tlb && port->tlb->enabled;
+}
+
+/* Whether transfers pass both stages inside the call, as long as nothing is in flight. */
+static inline bool iemu_port_is_fast(const struct iemu_port *port)
+{
+    return !(port->fabric_latency | port->memory_latency);
+}
+
+/* After latencies or the device-TLB have changed. */
+static inline void iemu_port_choose_way(struct iemu_port *port)
+{
+    port->detours = !iemu_port_is_fast(port) || iemu_port_ats(port);
+}
+
+/* The data of a translation request that was answered. */
+static inline void iemu_put_translation(uint8_t *data, uint32_t length,
+                                        const struct iemu_result *result)
+{
+    uint64_t entry = iemu_translation_entry(result);
+
+    memset(data, 0, length);
+    memcpy(data, &entry, length < sizeof(entry) ? length : sizeof(entry));
 }
 
 static inline uint8_t iemu_status_of(const struct iemu_result *result)
@@ -122,6 +158,8 @@ static inline uint8_t iemu_status_of(const struct iemu_result *result)
         return IEMU_UR;
     case IEMU_ABORTED:
         return IEMU_CA;
+    case IEMU_NO_TRANSLATION:
+        return IEMU_NOT_TRANSLATED;
     default:
         return IEMU_DONE;
     }

@@ -25,6 +25,8 @@ size_t iemu_count(const struct iemu_unit *unit, struct iemu_counter *counters, s
         {"faults_recorded", statistics->faults_recorded},
         {"faults_lost", statistics->faults_lost},
         {"descriptors", statistics->descriptors},
+        {"device_tlb_invalidations", unit->itags.sent},
+        {"device_tlb_timeouts", unit->itags.timed_out},
     };
 
     memcpy(counters, all, (count < IEMU_COUNT(all) ? count : IEMU_COUNT(all)) * sizeof(all[0]));

@@ -3,7 +3,8 @@
  *
  * Concepts, in the order a DMA meets them:
  *   machine   physical memory, virtual time, transactions in flight, the outbox, the units
- *   port      where one PCI function's requests enter the fabric (its requester ID, its ordering)
+ *   port      where one PCI function's requests enter the fabric (its requester ID, its ordering,
+ *             its device-TLB)
  *   unit      one IOMMU: registers, caches, invalidation machine; VT-d or AMD-Vi
  *   outbox    what the core cannot finish by itself: BAR accesses, interrupt messages
  *   journal   everything that decided a run, to replay it without its guest
@@ -59,6 +60,7 @@ enum iemu_request_flag {
     IEMU_ZERO_LENGTH = 8, /* read of one DWORD with no byte enabled */
     IEMU_NO_SNOOP = 16,   /* NS attribute */
     IEMU_NO_WRITE = 32,   /* NW of a translation request */
+    IEMU_PAST_DEVICE_TLB = 64, /* of a transfer: does without the port's device-TLB */
 };
 
 /* One request at the IOMMU; never crosses a 4 KiB page (VT-d 5.6 of the fact sheet). */
@@ -78,6 +80,8 @@ enum iemu_outcome {
     IEMU_DISCARDED = 2,   /* completes successfully without an access */
     IEMU_UNSUPPORTED = 3, /* Unsupported Request */
     IEMU_ABORTED = 4,     /* Completer Abort */
+    IEMU_TRANSLATION = 5, /* a port's translation request: answered, goes nowhere */
+    IEMU_NO_TRANSLATION = 6, /* a device-TLB got no translation that allows the access */
 };
 
 struct iemu_result {
@@ -96,6 +100,9 @@ struct iemu_result {
 enum iemu_attribute {
     IEMU_SNOOP = 1,        /* snooping forced by the leaf */
     IEMU_UNTRANSLATED_PASS = 2, /* passed with output = input */
+    IEMU_UNTRANSLATED_ONLY = 4, /* U of a translation: to be used by untranslated requests */
+    IEMU_NON_SNOOPED = 8,       /* N of a translation, as the vendor defines it */
+    IEMU_PAST_IOMMU = 16,       /* decided in the fabric: no unit has seen the request */
 };
 
 /* ---- physical memory ------------------------------------------------------------------- */
@@ -159,16 +166,19 @@ enum iemu_message_kind {
     IEMU_MESSAGE_UNIT = 2,      /* a unit's own event (fault, invalidation completion, log) */
     IEMU_MESSAGE_BAR_WRITE = 3, /* data[0..size) for the window `owner` at `address` */
     IEMU_MESSAGE_BAR_READ = 4,  /* answer with iemu_outbox_answer(token) */
+    IEMU_MESSAGE_INVALIDATE = 5, /* a device-TLB is asked to drop `address` to data (8 bytes: the
+                                    last byte's address); answer with iemu_ats_complete, token is
+                                    the ITag */
 };
 
 struct iemu_message {
     uint64_t time;      /* ns */
     uint64_t address;   /* message address, or physical address of a BAR access */
     uint32_t kind;      /* enum iemu_message_kind */
-    uint32_t token;     /* of a BAR read */
-    uint32_t owner;     /* BAR window's owner, or the unit's number */
+    uint32_t token;     /* of a BAR read, or an ITag */
+    uint32_t owner;     /* BAR window's or device-TLB's owner, or the unit's number */
     uint16_t segment;
-    uint16_t requester; /* who sent it; 0 for a unit's own */
+    uint16_t requester; /* who sent it, or is asked to invalidate; 0 for a unit's own */
     uint32_t size;      /* bytes used in data */
     uint32_t reserved;
     uint8_t data[64];
@@ -204,6 +214,28 @@ void iemu_port_set_latency(struct iemu_port *port, uint64_t fabric, uint64_t mem
 /* Requester ID with which later requests of this port reach the IOMMU. */
 void iemu_port_set_requester(struct iemu_port *port, uint16_t requester);
 
+enum iemu_verdict {
+    IEMU_RULE_PEER = 1, /* goes to the BAR at its address, past every IOMMU */
+    IEMU_RULE_REFUSE = 2, /* Unsupported Request that no IOMMU sees */
+};
+
+/* What the fabric does with some requests of a port before any IOMMU (spec/pci 4). */
+struct iemu_port_rule {
+    uint64_t first; /* address, as the request carries it */
+    uint64_t last;  /* inclusive */
+    uint16_t first_requester;
+    uint16_t last_requester; /* inclusive */
+    uint8_t address_types;   /* bit n: requests with enum iemu_at n */
+    uint8_t verdict;         /* enum iemu_verdict */
+    uint8_t reserved[2];
+};
+/*
+ * Appends a rule. A request meets the rules when it would reach the IOMMU; the first that matches
+ * decides. IEMU_E_FULL: there are 4096.
+ */
+int iemu_port_add_rule(struct iemu_port *port, const struct iemu_port_rule *rule);
+void iemu_port_clear_rules(struct iemu_port *port);
+
 enum iemu_status {
     IEMU_DONE = 0,          /* successful completion */
     IEMU_UR = 1,            /* Unsupported Request */
@@ -211,6 +243,7 @@ enum iemu_status {
     IEMU_PENDING = 3,       /* in flight; take it by its token */
     IEMU_BUSY = 4,          /* backpressure: send what is behind `done` again later */
     IEMU_REMOVED = 5,       /* the function is gone; nothing was sent */
+    IEMU_NOT_TRANSLATED = 6, /* no translation allows the access, says the device-TLB */
 };
 
 enum iemu_atomic_kind {
@@ -245,10 +278,12 @@ struct iemu_completion {
 /*
  * One transfer, split at 4 KiB pages into requests. `data`: what is written, or room for what is
  * read; for an AtomicOp the operand (compare and swap: compare, then swap value) on entry and the
- * old value on return. Returns enum iemu_status, or IEMU_E_ARGUMENT. A transfer that is
- * IEMU_PENDING is finished by iemu_dma_take with the same `data`: parts that were read at once
- * are there already. IEMU_BUSY: the transaction pool has no room. With a latency nothing was sent
- * then; without, `done` bytes of the completion were, up to the part that had to wait.
+ * old value on return. A translation request is a read of 8 bytes: one entry of a translation
+ * completion (VT-d 6.2, pci 6): R 0, W 1, U 2, N 10, S 11, address 63:12 with the size. Returns
+ * enum iemu_status, or IEMU_E_ARGUMENT. A transfer that is IEMU_PENDING is finished by
+ * iemu_dma_take with the same `data`: parts that were read at once are there already. IEMU_BUSY:
+ * the transaction pool has no room. With a latency nothing was sent then; without, `done` bytes
+ * of the completion were, up to the part that had to wait.
  */
 int iemu_dma(struct iemu_port *port, const struct iemu_transfer *transfer, void *data,
              struct iemu_completion *completion);
@@ -291,7 +326,8 @@ enum iemu_cache_id {
     IEMU_CACHE_CONTEXT = 1, /* VT-d context cache, AMD-Vi device-table cache */
     IEMU_CACHE_PAGING = 2,  /* paging-structure cache of the second stage / host tables */
     IEMU_CACHE_INTERRUPT = 3,
-    IEMU_CACHES = 4,
+    IEMU_CACHES = 4,           /* of a unit */
+    IEMU_CACHE_DEVICE_TLB = 4, /* of a port */
 };
 
 /* How the IOTLB is looked up (VT-d 9.2). */
@@ -321,9 +357,9 @@ struct iemu_unit_config {
 struct iemu_vtd_config {
     struct iemu_unit_config unit;
     /*
-     * Capability words. A bit of a feature that is not implemented (scalable mode, PASID,
-     * device-TLBs, page requests, posting, ...) makes its registers' fields and nothing else: the
-     * Python package refuses it by name, and so should whoever calls this for software to see.
+     * Capability words. A bit of a feature that is not implemented (scalable mode, PASID, page
+     * requests, posting, ...) makes its registers' fields and nothing else: the Python package
+     * refuses it by name, and so should whoever calls this for software to see.
      */
     uint64_t cap;
     uint64_t ecap;
@@ -331,6 +367,7 @@ struct iemu_vtd_config {
     uint8_t minor;
     bool compress_faults; /* 8.1 step 3: drop a fault of a requester that already has a record */
     uint8_t protected_shift; /* N+1 of the protected-memory registers (2.11), 12..32 */
+    uint64_t invalidation_timeout; /* ns until a device-TLB invalidation is an ITE; 0: for ever */
 };
 
 struct iemu_amdvi_config {
@@ -338,6 +375,7 @@ struct iemu_amdvi_config {
     uint64_t efr;
     uint16_t device_id; /* of the IOMMU's own PCI function */
     bool np_cache;      /* capability NpCache: not-present entries are cached */
+    bool iotlb_sup;     /* capability IotlbSup: device-TLBs */
 };
 
 /* Both return NULL with *error set; the machine owns the unit. Units count from 0. */
@@ -402,6 +440,47 @@ struct iemu_counter {
 };
 /* Copies up to `count` counters; returns how many there are. */
 size_t iemu_unit_counters(struct iemu_unit *unit, struct iemu_counter *counters, size_t count);
+/* The same of a port's device-TLB; 0 if it has none. */
+size_t iemu_ats_entries(struct iemu_port *port, struct iemu_cache_entry *entries, size_t count);
+size_t iemu_ats_counters(struct iemu_port *port, struct iemu_counter *counters, size_t count);
+
+/* ---- device-TLBs (VT-d 6, AMD-Vi 8) --------------------------------------------------------- */
+
+/*
+ * A port's device-TLB. While ATS is enabled, untranslated transfers of the port go through it: a
+ * hit is sent as a translated request, else a translation request fills it first. What may only
+ * be used untranslated (U), and aligned DWORD writes to FEEx_xxxxh, are sent untranslated.
+ * Transfers that bring an address type of their own, or IEMU_PAST_DEVICE_TLB, do without; a
+ * translation request of the port fills it all the same, unless it has that flag.
+ */
+enum iemu_answer { /* what the function does when it is asked to invalidate */
+    IEMU_ANSWER_AFTER = 0,     /* after `delay` it drops the entries and answers */
+    IEMU_ANSWER_NEVER = 1,     /* keeps them and says nothing */
+    IEMU_ANSWER_WRONG_TAG = 2, /* after `delay` it drops them and answers for another ITag */
+    IEMU_ANSWER_ASK = 3,       /* after `delay` IEMU_MESSAGE_INVALIDATE; does nothing by itself */
+};
+
+struct iemu_ats_config {
+    struct iemu_geometry geometry;
+    uint64_t delay;  /* ns, from the request to invalidate to its answer */
+    uint32_t answer; /* enum iemu_answer */
+    uint32_t owner;  /* of its messages */
+};
+
+/* Gives the port an empty device-TLB, ATS disabled. IEMU_E_STATE: it has one. */
+int iemu_ats_create(struct iemu_port *port, const struct iemu_ats_config *config);
+/* The enable bit of the ATS capability; disabling empties the device-TLB (pci 3.1). */
+int iemu_ats_enable(struct iemu_port *port, bool on);
+/* How requests to invalidate that come from now on are answered. */
+int iemu_ats_set_answer(struct iemu_port *port, uint32_t answer, uint64_t delay);
+/* Drops the entries that cover any byte of [first, last], as the function may at any time. */
+int iemu_ats_drop(struct iemu_port *port, uint64_t first, uint64_t last);
+/*
+ * Sends an Invalidation Completion for the ITags whose bits are set; an ITag is done when `count`
+ * (1..8) messages have named it. Returns IEMU_DONE; IEMU_UR if nobody takes it (no unit, or
+ * translation is off); IEMU_REMOVED. A wrong ITag shows as the unit's ICE.
+ */
+int iemu_ats_complete(struct iemu_port *port, uint32_t tags, uint32_t count);
 
 /* ---- stale-use detector (VT-d 9.4) ------------------------------------------------------- */
 
@@ -420,6 +499,8 @@ enum iemu_owed { /* bits: the invalidations that software owed and did not do */
     IEMU_OWED_IOTLB_DOMAIN = 8,
     IEMU_OWED_IOTLB_PAGE = 16,
     IEMU_OWED_INTERRUPT = 32, /* interrupt entry cache, this index */
+    IEMU_OWED_DEVICE_TLB_PAGE = 64, /* this function's device-TLB, this page */
+    IEMU_OWED_DEVICE_TLB_ALL = 128, /* all of it */
 };
 
 struct iemu_stale_use {
@@ -507,6 +588,15 @@ enum iemu_record_kind {
     IEMU_RECORD_RESET = 21,     /* enum iemu_reset, -, unit */
     IEMU_RECORD_STEP = 22,      /* -, -, unit */
     IEMU_RECORD_TIMING = 23,    /* manual, -, unit: command, invalidation, wait in ns */
+    IEMU_RECORD_ATS = 24,       /* enum iemu_answer, -, port: delay in ns, owner, sets | ways << 32,
+                                   replacement | seed << 32 */
+    IEMU_RECORD_ATS_ENABLE = 25, /* on, -, port */
+    IEMU_RECORD_ATS_ANSWER = 26, /* enum iemu_answer, -, port: delay in ns */
+    IEMU_RECORD_ATS_DROP = 27,   /* -, -, port: first, last address */
+    IEMU_RECORD_ATS_COMPLETE = 28, /* count, -, port: ITags */
+    IEMU_RECORD_RULE = 40,      /* enum iemu_verdict, address types, port: first, last address,
+                                   first, last requester ID */
+    IEMU_RECORD_NO_RULES = 41,  /* -, -, port */
     /* Effects. */
     IEMU_RECORD_TIME = 64,       /* -, -, -: time in ns of what follows */
     IEMU_RECORD_FETCH = 65,      /* quadwords, -, -: address, what the unit read */
@@ -545,6 +635,8 @@ enum iemu_config_value { /* by the names of the structs above; geometry with the
     IEMU_CONFIG_EFR = 20,
     IEMU_CONFIG_DEVICE_ID = 21,
     IEMU_CONFIG_NP_CACHE = 22,
+    IEMU_CONFIG_INVALIDATION_TIMEOUT = 23,
+    IEMU_CONFIG_IOTLB_SUP = 24,
 };
 
 struct iemu_record {

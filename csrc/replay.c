@@ -115,6 +115,41 @@ static void transfer(struct player *player, struct iemu_port *port,
     iemu_dma(port, &transfer, player->scratch, &completion);
 }
 
+static void add_rule(struct iemu_port *port, const struct iemu_record *record)
+{
+    const struct iemu_port_rule rule = {
+        .first = record->value[0],
+        .last = record->value[1],
+        .first_requester = (uint16_t)record->value[2],
+        .last_requester = (uint16_t)record->value[3],
+        .address_types = (uint8_t)record->id,
+        .verdict = record->size,
+    };
+
+    iemu_port_add_rule(port, &rule);
+}
+
+static bool add_device_tlb(struct player *player, struct iemu_port *port,
+                           const struct iemu_record *record)
+{
+    const uint64_t *value = record->value;
+    const struct iemu_ats_config config = {
+        .geometry = {.sets = (uint32_t)value[2],
+                     .ways = (uint32_t)(value[2] >> 32),
+                     .replacement = (uint32_t)value[3],
+                     .seed = (uint32_t)(value[3] >> 32)},
+        .delay = value[0],
+        .answer = record->size,
+        .owner = (uint32_t)value[1],
+    };
+
+    player->lines += (uint64_t)config.geometry.sets * config.geometry.ways;
+    if (player->lines > MAX_LINES)
+        return false;
+    iemu_ats_create(port, &config);
+    return true;
+}
+
 static bool use_port(struct player *player, const struct iemu_record *record)
 {
     struct iemu_port *port = port_of(player, record);
@@ -135,6 +170,26 @@ static bool use_port(struct player *player, const struct iemu_record *record)
         return true;
     case IEMU_RECORD_REQUESTER:
         iemu_port_set_requester(port, record->id);
+        return true;
+    case IEMU_RECORD_ATS:
+        return add_device_tlb(player, port, record);
+    case IEMU_RECORD_ATS_ENABLE:
+        iemu_ats_enable(port, record->size);
+        return true;
+    case IEMU_RECORD_ATS_ANSWER:
+        iemu_ats_set_answer(port, record->size, record->value[0]);
+        return true;
+    case IEMU_RECORD_ATS_DROP:
+        iemu_ats_drop(port, record->value[0], record->value[1]);
+        return true;
+    case IEMU_RECORD_ATS_COMPLETE:
+        iemu_ats_complete(port, (uint32_t)record->value[0], record->size);
+        return true;
+    case IEMU_RECORD_RULE:
+        add_rule(port, record);
+        return true;
+    case IEMU_RECORD_NO_RULES:
+        iemu_port_clear_rules(port);
         return true;
     case IEMU_RECORD_DMA:
         transfer(player, port, record);
@@ -212,6 +267,13 @@ static bool play(struct player *player, const struct iemu_record *record)
     case IEMU_RECORD_PORT_DESTROY:
     case IEMU_RECORD_LATENCY:
     case IEMU_RECORD_REQUESTER:
+    case IEMU_RECORD_ATS:
+    case IEMU_RECORD_ATS_ENABLE:
+    case IEMU_RECORD_ATS_ANSWER:
+    case IEMU_RECORD_ATS_DROP:
+    case IEMU_RECORD_ATS_COMPLETE:
+    case IEMU_RECORD_RULE:
+    case IEMU_RECORD_NO_RULES:
     case IEMU_RECORD_DMA:
     case IEMU_RECORD_DMA_TAKE:
         return use_port(player, record);

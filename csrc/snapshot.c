@@ -33,7 +33,20 @@ static bool was_used(const struct iemu_machine *machine)
         if (machine->pool[i].generation || machine->pool[i].state != IEMU_TRANSACTION_FREE)
             return true;
     }
+    for (const struct iemu_port *port = machine->ports; port; port = port->next) {
+        if (port->tlb && iemu_device_tlb_was_used(port->tlb))
+            return true;
+    }
     return machine->outbox.count || machine->clock.count;
+}
+
+static void tell_ats(const struct iemu_machine *machine, const struct iemu_port *port)
+{
+    if (!port->tlb)
+        return;
+    iemu_ats_input(machine, port, &port->tlb->config);
+    if (port->tlb->enabled)
+        IEMU_INPUT(machine, .kind = IEMU_RECORD_ATS_ENABLE, .size = 1, .number = port->number);
 }
 
 static void tell_memory(const struct iemu_machine *machine)
@@ -74,6 +87,18 @@ static void tell_routes(const struct iemu_machine *machine)
     }
 }
 
+static void tell_rules(const struct iemu_machine *machine, const struct iemu_port *port)
+{
+    for (uint32_t i = 0; i < port->rule_count; i++) {
+        const struct iemu_port_rule *rule = &port->rule[i];
+
+        IEMU_INPUT(machine, .kind = IEMU_RECORD_RULE, .size = rule->verdict,
+                   .id = rule->address_types, .number = port->number,
+                   .value = {rule->first, rule->last, rule->first_requester,
+                             rule->last_requester});
+    }
+}
+
 /* Numbers the ports anew, without those that are gone. */
 static void tell_ports(struct iemu_machine *machine)
 {
@@ -94,6 +119,8 @@ static void tell_ports(struct iemu_machine *machine)
         if (port->fabric_latency || port->memory_latency)
             IEMU_INPUT(machine, .kind = IEMU_RECORD_LATENCY, .number = number,
                        .value = {port->fabric_latency, port->memory_latency});
+        tell_rules(machine, port);
+        tell_ats(machine, port);
         if (port->removed)
             IEMU_INPUT(machine, .kind = IEMU_RECORD_PORT_REMOVE, .number = number);
     }

@@ -33,7 +33,7 @@ int iemu_unit_init(struct iemu_unit *unit, struct iemu_machine *machine,
     for (uint32_t i = 0; !error && i < IEMU_CACHES; i++)
         error = iemu_cache_init(&unit->cache[i], &config->geometry[i]);
     if (!error)
-        error = iemu_clock_reserve(&machine->clock, 2); /* register command, queue */
+        error = iemu_clock_reserve(&machine->clock, 3); /* register command, queue, time-outs */
     if (!error)
         error = iemu_memory_add(&machine->memory, &window);
     if (error) {
@@ -41,6 +41,7 @@ int iemu_unit_init(struct iemu_unit *unit, struct iemu_machine *machine,
         return error;
     }
     iemu_unit_choose_translate(unit);
+    iemu_itags_init(unit);
     unit->number = machine->units;
     machine->unit[machine->units++] = unit;
     return IEMU_OK;
@@ -48,6 +49,7 @@ int iemu_unit_init(struct iemu_unit *unit, struct iemu_machine *machine,
 
 void iemu_unit_free(struct iemu_unit *unit)
 {
+    iemu_itags_reset(unit);
     iemu_watch_stop(unit);
     iemu_regfile_free(&unit->regs);
     for (uint32_t i = 0; i < IEMU_CACHES; i++)

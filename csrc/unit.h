@@ -6,6 +6,7 @@
 #define IEMU_UNIT_H
 
 #include "cache.h"
+#include "itags.h"
 #include "machine.h"
 #include "registers.h"
 #include "watch.h"
@@ -33,6 +34,15 @@ struct iemu_unit_ops {
      */
     void (*remap_interrupt)(struct iemu_unit *unit, const struct iemu_request *request,
                             uint64_t *address, uint32_t *data, struct iemu_result *result);
+    /* The detector's look: what the tables alone say. Fills and records nothing. */
+    void (*look_again)(struct iemu_unit *unit, const struct iemu_request *request,
+                       struct iemu_result *result, struct iemu_trail *trail);
+    /* Whether an Invalidation Completion is taken at all. */
+    bool (*takes_answers)(const struct iemu_unit *unit);
+    /* A device-TLB did not answer in time: `tag` is free again. */
+    void (*invalidation_timed_out)(struct iemu_unit *unit, const struct iemu_itag *tag);
+    /* A function answered what it was not asked. */
+    void (*unexpected_answer)(struct iemu_unit *unit, uint16_t requester);
     /* Moves the invalidation machine by one state. */
     bool (*step)(struct iemu_unit *unit);
     /* Something the unit waited for (room in the outbox, a new timing) may be there now. */
@@ -58,6 +68,7 @@ struct iemu_unit {
     struct iemu_timing timing;
     struct iemu_statistics statistics;
     struct iemu_watch *watch; /* NULL: off */
+    struct iemu_itags itags;  /* device-TLB invalidations that are not answered */
     uint64_t base;
     uint32_t window;
     uint32_t number;
@@ -88,6 +99,7 @@ enum iemu_leaf_bits {
     IEMU_LEAF_PERMISSIONS = 3, /* enum iemu_access */
     IEMU_LEAF_SNOOP = 4,
     IEMU_LEAF_NEGATIVE = 8, /* a cached fault: value[1] is its diagnostic */
+    IEMU_LEAF_UNTRANSLATED_ONLY = 16, /* AMD-Vi: U of the page-table entry */
 };
 
 static inline uint64_t iemu_low_mask(unsigned bits)

@@ -160,6 +160,33 @@ void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *reque
     iemu_watch_report(unit, &use);
 }
 
+void iemu_watch_device_tlb(struct iemu_unit *unit, const struct iemu_request *request,
+                           const struct iemu_result *cached, const struct iemu_trail *used)
+{
+    struct iemu_stale_use use = {
+        .request = *request,
+        .cached = *cached,
+        .cache = IEMU_CACHE_DEVICE_TLB,
+        .level = IEMU_LEVEL_UNKNOWN,
+    };
+    struct iemu_request asks = *request;
+    struct iemu_second_look before;
+    struct iemu_trail now = {0};
+
+    asks.access = IEMU_READ;
+    asks.at = IEMU_TRANSLATION_REQUEST;
+    before = iemu_watch_begin(unit);
+    unit->ops->look_again(unit, &asks, &use.fresh, &now);
+    iemu_watch_end(unit, before);
+    if (use.fresh.outcome == IEMU_MEMORY && !(request->access & ~use.fresh.permissions) &&
+        use.fresh.address == cached->address && use.fresh.attributes == cached->attributes)
+        return;
+    find_change(&use, used, &now);
+    use.owed = use.level && use.level < IEMU_LEVEL_CONTEXT ? IEMU_OWED_DEVICE_TLB_PAGE
+                                                           : IEMU_OWED_DEVICE_TLB_ALL;
+    iemu_watch_report(unit, &use);
+}
+
 struct iemu_second_look iemu_watch_begin(struct iemu_unit *unit)
 {
     struct iemu_memory *memory = &unit->machine->memory;

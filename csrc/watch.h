@@ -27,6 +27,7 @@ struct iemu_trail {
 
 struct iemu_watch {
     struct iemu_trail *trail[IEMU_CACHES]; /* of each line, by its index */
+    struct iemu_trail last; /* of the last request, for what a device-TLB keeps of it */
     struct iemu_stale_use use[IEMU_STALE_USES];
     uint32_t first;
     uint32_t count;
@@ -79,6 +80,13 @@ void iemu_watch_compare(struct iemu_unit *unit, const struct iemu_request *reque
                         const struct iemu_result *fresh, const struct iemu_trail *now,
                         uint32_t (*owed)(struct iemu_unit *unit,
                                          const struct iemu_stale_use *use));
+
+/*
+ * Reports a stale use if `cached`, with which a device-TLB translated `request`, is not what the
+ * tables say any more; `used` is what it rests on.
+ */
+void iemu_watch_device_tlb(struct iemu_unit *unit, const struct iemu_request *request,
+                           const struct iemu_result *cached, const struct iemu_trail *used);
 
 /*
  * The second look is the detector's, not the device's: between these two it counts nothing, fires

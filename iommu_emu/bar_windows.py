@@ -74,11 +74,12 @@ class BarWindows:
             raise FullError(f"no room for a BAR of {size:#x} bytes in {within}")
         return address
 
-    def follow(self, function: Function) -> None:
-        """Let the windows follow a function's configuration.
+    def follow(self, function: Function) -> bool:
+        """Let the windows follow a function's configuration; return whether any changed.
 
         A BAR that software put over RAM, registers or another BAR is not decoded.
         """
+        before = dict(self._windows)
         wanted = {address: index for index, address in function.decoded_bars().items()}
         mine = {base: w for base, w in self._windows.items() if w[0] is function}
         for base, (_, index, owner) in mine.items():
@@ -96,6 +97,14 @@ class BarWindows:
             self._last_owner = owner
             self._windows[base] = (function, index, owner)
             self._owners[owner] = (function, index, base)
+        return self._windows != before
+
+    def by_function(self) -> dict[Function, list[tuple[int, int]]]:
+        """Return base and size of the windows of each function that has any."""
+        found: dict[Function, list[tuple[int, int]]] = {}
+        for base, (function, index, _) in sorted(self._windows.items()):
+            found.setdefault(function, []).append((base, function.bars[index].size))
+        return found
 
     @property
     def ranges(self) -> list[tuple[int, int]]:

@@ -172,6 +172,7 @@ class Structure:
         self._by_name = {declared.name: declared for declared in self.fields}
         self._check_coverage()
         self.reserved_mask = sum(f.mask for f in self.fields if f.kind is Kind.RESERVED)
+        self._constants = sum(f.value << f.low for f in self.fields)
         # construct reads bits from the highest down; a byte swap makes that little-endian.
         downwards = [f.name / construct.BitsInteger(f.width) for f in reversed(self.fields)]
         self.construct = construct.ByteSwapped(construct.BitStruct(*downwards))
@@ -221,13 +222,15 @@ class Structure:
         Raises:
             ValueError: if a name is not a field, or a value does not fit.
         """
+        return self.build_int(**values).to_bytes(self.size, "little")
+
+    def build_int(self, **values: int) -> int:
+        """Encode the structure as one number; see `build`."""
         unknown = values.keys() - self._by_name.keys()
         if unknown:
             raise ValueError(f"{self.name} has no field {', '.join(sorted(unknown))}")
-        encoded = {f.name: f.encode(self.name, values.get(f.name, f.value)) for f in self.fields}
-        data: bytes = self.construct.build(encoded)
-        return data
-
-    def build_int(self, **values: int) -> int:
-        """Encode the structure as one number."""
-        return int.from_bytes(self.build(**values), "little")
+        whole = self._constants
+        for name, value in values.items():
+            declared = self._by_name[name]
+            whole |= declared.encode(self.name, value) << declared.low
+        return whole

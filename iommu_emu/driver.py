@@ -8,29 +8,37 @@ mistake of forgetting that.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from iommu_emu.bitfields import Structure
 from iommu_emu.core import Access
 from iommu_emu.page_table import PAGE_SIZE, EntryFormat, FrameAllocator, PageTable
+from iommu_emu.pci.ats import MOST_PENDING
 from iommu_emu.unit import Unit
 
 if TYPE_CHECKING:
     from iommu_emu.machine import Machine
 
 __all__ = [
+    "ALL_PAGES",
     "COMMAND_SIZE",
     "MESSAGE_ADDRESS",
+    "DeviceTlbTimeoutError",
     "Domain",
     "Driver",
     "Fault",
     "check_granularity",
     "check_vector",
+    "invalidation_address",
     "parse_permissions",
 ]
 
 MESSAGE_ADDRESS = 0xFEE0_0000  # of the CPU with APIC ID 0
 COMMAND_SIZE = 16  # bytes of a descriptor (VT-d) or command (AMD-Vi)
+ALL_PAGES = 0x7FFF_FFFF_FFFF_F000  # with S=1: no size, everything (VT-d 7.2, AMD-Vi 9.2)
+LARGEST_SIZED = 51  # log2 of bytes: beyond it, everything is invalidated (os 4.9)
 
 PERMISSIONS = {"r": Access.READ, "w": Access.WRITE, "rw": Access.READ | Access.WRITE}
 
@@ -87,6 +95,38 @@ def check_granularity(name: str, allowed: tuple[str, ...]) -> None:
     """Raise a ValueError unless an invalidation can have this granularity."""
     if name not in allowed:
         raise ValueError(f"granularity must be one of {', '.join(allowed)}, not {name!r}")
+
+
+def invalidation_address(iova: int, size: int) -> tuple[int, int]:
+    """Return the smallest (S, address) that covers a range (VT-d 7.2 device-TLB, AMD-Vi 9.2).
+
+    Args:
+        iova: first input address.
+        size: bytes.
+    """
+    first, last = iova & ~(PAGE_SIZE - 1), iova + size - 1
+    highest = (first ^ last).bit_length() - 1
+    if highest < 12:
+        return 0, first
+    if highest >= LARGEST_SIZED:
+        return 1, ALL_PAGES
+    return 1, first >> highest + 1 << highest + 1 | ((1 << highest) - PAGE_SIZE)
+
+
+class DeviceTlbTimeoutError(RuntimeError):
+    """A device did not answer an invalidation of its device-TLB in time (VT-d 7.6).
+
+    What was submitted with it may not be done: software has to submit it again.
+
+    Attributes:
+        requester: who did not answer, as the unit says.
+    """
+
+    def __init__(self, requester: int) -> None:
+        super().__init__(
+            f"requester {requester:#06x} did not answer an invalidation of its device-TLB in time"
+        )
+        self.requester = requester
 
 
 class Domain:
@@ -161,6 +201,25 @@ class Domain:
         self._driver.invalidate_domain(self)
         self._release()
 
+    def begin_flush(
+        self, complete: Callable[[], None], failed: Callable[[Exception], None] | None = None
+    ) -> None:
+        """Begin what `flush` does, and return; for timers, which cannot wait.
+
+        Args:
+            complete: called once it is complete; at once if the unit is that fast.
+            failed: called instead with the error that `flush` would have raised; None: the error
+                is raised where virtual time passes.
+        """
+        frames, self._unflushed = self._unflushed, []
+
+        def done() -> None:
+            self._driver.frames.release(frames)
+            complete()
+
+        self._driver.start_domain_invalidation(self)
+        self._driver.when_complete(done, failed)
+
     def _release(self) -> None:
         self._driver.frames.release(self._unflushed)
         self._unflushed.clear()
@@ -177,12 +236,18 @@ class Driver(ABC, Generic[UnitT]):
 
     Attributes:
         frames: allocator of that RAM.
+        device_tlbs: of each attached device that may use ATS, by requester ID: how many
+            invalidations its device-TLB takes before it has answered one.
+        submitted: how many commands or descriptors went to the unit's queue, by the name of
+            their structure, for example "IotlbInvalidation" or "InvalidateIommuPages".
 
     Raises:
         ValueError: if the unit does not support the way of invalidation.
     """
 
     WAYS: tuple[str, ...] = ("queue", "none")
+    STRUCTURES: ClassVar[Mapping[int, Structure]]  # what goes to the queue, by type or opcode
+    WAIT: ClassVar[str]  # the vendor's name of the command that tells when others are complete
     QUEUE: str  # what the vendor calls its ring of commands, which is one page here
     QUEUE_HEAD: str  # the register with the byte offset of what the unit does next
     QUEUE_TAIL: str  # the same of what software puts next: the doorbell
@@ -197,8 +262,10 @@ class Driver(ABC, Generic[UnitT]):
         self.invalidation = invalidation
         self.memory = machine.memory
         self.frames = FrameAllocator(self.memory, frames)
+        self.submitted: Counter[str] = Counter()
         self.domains: dict[int, Domain] = {}
         self.attached: dict[int, int] = {}  # requester ID: domain ID
+        self.device_tlbs: dict[int, int] = {}
         self._queue = 0  # address of the ring of commands; 0: not on
         self._tail = 0
 
@@ -221,7 +288,16 @@ class Driver(ABC, Generic[UnitT]):
         """Return the domain IDs that domains may have."""
 
     @abstractmethod
-    def attach(self, domain: Domain, requester: int, *, invalidate: bool = True) -> None:
+    def attach(
+        self,
+        domain: Domain,
+        requester: int,
+        *,
+        ats: bool = False,
+        queue_depth: int = MOST_PENDING,
+        invalidate: bool = True,
+        wait: bool = True,
+    ) -> None:
         """Let a device translate through a domain.
 
         A device that is attached already changes its domain.
@@ -229,20 +305,32 @@ class Driver(ABC, Generic[UnitT]):
         Args:
             domain: a domain of this driver.
             requester: requester ID, 16 bits.
+            ats: let it ask for translations, and use what it got; its capability's enable bit
+                comes after this. What is invalidated for the domain then is for it as well.
+            queue_depth: for `ats`: invalidations that it takes at once, 1..32.
             invalidate: False leaves the old context in the caches.
+            wait: False: the invalidations are submitted, and `wait` is the caller's.
+
+        Raises:
+            ValueError: if an argument is outside its range, or the unit knows no ATS, or has no
+                queue to invalidate device-TLBs with.
+            DeviceTlbTimeoutError: if the device had a device-TLB, and does not answer; it is
+                attached all the same.
         """
 
     @abstractmethod
-    def detach(self, requester: int, *, invalidate: bool = True) -> None:
-        """Block a device.
+    def detach(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
+        """Block a device; see `attach` for the arguments.
 
         Raises:
             ValueError: if it is not attached.
+            DeviceTlbTimeoutError: if it has a device-TLB, and does not answer; it is detached
+                all the same.
         """
 
     @abstractmethod
-    def pass_through(self, requester: int, *, invalidate: bool = True) -> None:
-        """Let a device reach physical memory untranslated.
+    def pass_through(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
+        """Let a device reach physical memory untranslated, without ATS; see `attach`.
 
         Raises:
             ValueError: if the unit does not support that.
@@ -253,29 +341,29 @@ class Driver(ABC, Generic[UnitT]):
         """Do what is owed after something was mapped."""
 
     @abstractmethod
-    def invalidate_range(
-        self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
-    ) -> None:
-        """Invalidate the translations of a range, at least, and wait.
+    def _start_range(self, domain: Domain, iova: int, size: int, keep_tables: bool) -> None:
+        """Submit the invalidation of what the unit holds of a range, at least."""
+
+    @abstractmethod
+    def _start_domain(self, domain: Domain) -> None:
+        """Submit the invalidation of what the unit holds of a domain."""
+
+    @abstractmethod
+    def invalidate_device_tlb(self, requester: int, iova: int = 0, size: int | None = None) -> None:
+        """Start an invalidation of a device's device-TLB; `wait` for it (VT-d 7.2, AMD-Vi 9.2).
 
         Args:
-            domain: whose.
+            requester: of the device.
             iova: first input address.
-            size: bytes.
-            keep_tables: no table changed but those with the leaves.
+            size: bytes; the smallest power of two around them is invalidated; None: everything.
         """
 
     @abstractmethod
-    def invalidate_domain(self, domain: Domain) -> None:
-        """Invalidate every translation of a domain, and wait."""
+    def submit_wait(self) -> Callable[[], bool]:
+        """Let the unit say when everything submitted so far is complete.
 
-    @abstractmethod
-    def wait(self) -> None:
-        """Return once every invalidation submitted so far is complete.
-
-        Raises:
-            TimeoutError: if nothing is left that could complete them.
-            RuntimeError: if the unit reports an error.
+        Returns:
+            Whether it has said so; raises a RuntimeError if the unit reports an error instead.
         """
 
     @abstractmethod
@@ -283,6 +371,81 @@ class Driver(ABC, Generic[UnitT]):
         """Take what the unit recorded, oldest first, and clear it."""
 
     # ---- shared ------------------------------------------------------------------------------
+
+    def start_range_invalidation(
+        self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
+    ) -> None:
+        """Submit the invalidation of the translations of a range, at least.
+
+        Args:
+            domain: whose.
+            iova: first input address.
+            size: bytes.
+            keep_tables: no table changed but those with the leaves.
+        """
+        self._start_range(domain, iova, size, keep_tables)
+        for requester in self._device_tlbs_of(domain):
+            self.invalidate_device_tlb(requester, iova, size)
+
+    def start_domain_invalidation(self, domain: Domain) -> None:
+        """Submit the invalidation of every translation of a domain."""
+        self._start_domain(domain)
+        for requester in self._device_tlbs_of(domain):
+            self.invalidate_device_tlb(requester)
+
+    def _device_tlbs_of(self, domain: Domain) -> list[int]:
+        # Device-TLBs come last: they could fetch what the unit still holds (VT-d 9.4).
+        return [user for user in self.device_tlbs if self.attached.get(user) == domain.id]
+
+    def invalidate_range(
+        self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
+    ) -> None:
+        """Do `start_range_invalidation`, and `wait`."""
+        self.start_range_invalidation(domain, iova, size, keep_tables=keep_tables)
+        self.wait()
+
+    def invalidate_domain(self, domain: Domain) -> None:
+        """Invalidate every translation of a domain, and `wait`."""
+        self.start_domain_invalidation(domain)
+        self.wait()
+
+    def wait(self) -> None:
+        """Return once every invalidation submitted so far is complete; virtual time passes.
+
+        Raises:
+            TimeoutError: if nothing is left that could complete them.
+            DeviceTlbTimeoutError: if a device did not answer, on VT-d. AMD-Vi logs an event, and
+                the command counts as complete (AMD-Vi 8).
+            RuntimeError: if the unit reports an error; or from inside a timer, unless they are
+                complete at once.
+        """
+        self._until(self.submit_wait(), self.WAIT)
+
+    def when_complete(
+        self, complete: Callable[[], None], failed: Callable[[Exception], None] | None = None
+    ) -> None:
+        """Do what `wait` does without waiting.
+
+        Args:
+            complete: called once every invalidation submitted so far is complete.
+            failed: called instead with the RuntimeError that `wait` would have raised; None: it
+                is raised where virtual time passes.
+        """
+        complete_now = self.submit_wait()
+
+        def happened() -> bool:
+            try:
+                if not complete_now():
+                    return False
+            except RuntimeError as error:
+                if failed is None:
+                    raise
+                failed(error)
+                return True
+            complete()
+            return True
+
+        self.machine.expect(happened)
 
     def submit(self, *commands: bytes) -> None:
         """Put raw commands or descriptors on the unit's queue and ring its doorbell.
@@ -304,21 +467,35 @@ class Driver(ABC, Generic[UnitT]):
             self._until(lambda: self._head() != following, f"{self.QUEUE} full")
         self.memory.write(self._queue + self._tail, command)
         self._tail = following
+        structure = self.STRUCTURES.get(self._type_of(command))
+        self.submitted[structure.name if structure else "unknown"] += 1
+
+    @staticmethod
+    @abstractmethod
+    def _type_of(command: bytes) -> int:
+        """Return the key of `STRUCTURES` that a command has."""
 
     def _head(self) -> int:
         return self.unit.read(self.QUEUE_HEAD)
 
-    def create_domain(self, levels: int = 4) -> Domain:
+    def create_domain(self, levels: int = 4, *, domain_id: int | None = None) -> Domain:
         """Return a new, empty domain.
 
         Args:
             levels: depth of its page table.
+            domain_id: domain ID, for who hands them out; None: the lowest free one.
 
         Raises:
-            ValueError: if the unit does not support the depth, or is out of domain IDs.
+            ValueError: if the unit does not support the depth, the ID is taken, or the unit is
+                out of domain IDs.
         """
-        free = (number for number in self.domain_ids() if number not in self.domains)
-        domain_id = next(free, None)
+        if domain_id is None:
+            free = (number for number in self.domain_ids() if number not in self.domains)
+            domain_id = next(free, None)
+        elif domain_id in self.domains or not 0 <= domain_id < self.domain_ids().stop:
+            raise ValueError(
+                f"domain_id must be a free one below {self.domain_ids().stop}, not {domain_id}"
+            )
         if domain_id is None:
             raise ValueError(f"all {len(self.domain_ids())} domain IDs are taken")
         table = PageTable(self.memory, self.frames, self.entry_format(), levels)
@@ -342,6 +519,22 @@ class Driver(ABC, Generic[UnitT]):
     def _check_requester(self, requester: int) -> None:
         if not 0 <= requester <= 0xFFFF:
             raise ValueError(f"requester must be in 0..0xffff, not {requester:#x}")
+
+    def _note(self, requester: int, domain_id: int | None, queue_depth: int) -> None:
+        """Remember what a device was attached to; a queue depth of 0: without ATS."""
+        for there, value in ((self.attached, domain_id), (self.device_tlbs, queue_depth or None)):
+            if value is None:
+                there.pop(requester, None)
+            else:
+                there[requester] = value
+
+    def _check_ats(self, supported: bool, queue_depth: int) -> None:
+        if not supported:
+            raise ValueError("ats must be False: the unit does not support device-TLBs")
+        if self.invalidation == "register":
+            raise ValueError("ats needs invalidation by queue: registers reach no device-TLB")
+        if not 1 <= queue_depth <= MOST_PENDING:
+            raise ValueError(f"queue_depth must be in 1..{MOST_PENDING}, not {queue_depth}")
 
     def _check_domain(self, domain: Domain) -> None:
         if self.domains.get(domain.id) is not domain:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from iommu_emu import acpi
-from iommu_emu.acpi.dmar import DeviceScope, Dmar, Drhd, Rmrr, Scoped
+from iommu_emu.acpi.dmar import DeviceScope, Dmar, DmarFlags, Drhd, Rmrr, Scoped
 from iommu_emu.acpi.ivrs import Ivhd, Ivmd, IvmdFlags, Ivrs
 from iommu_emu.acpi.platforms import Device as PlatformDevice
 from iommu_emu.acpi.table import AnyTable
@@ -63,6 +63,7 @@ def populate(
     options = {"name": preset, **(unit_config or {})}
     if isinstance(parsed, Dmar):
         rules = _populate_dmar(machine, parsed, options)
+        machine.platform_opt_in = DmarFlags.DMA_CTRL_PLATFORM_OPT_IN in parsed.flags
     elif isinstance(parsed, Ivrs):
         rules = _populate_ivrs(machine, parsed, options)
     else:

@@ -19,6 +19,7 @@ from iommu_emu.core import (
     StateError,
 )
 from iommu_emu.memory import PhysicalMemory
+from iommu_emu.pci.access_control import apply_access_control
 from iommu_emu.pci.address import format_requester, parse_address
 from iommu_emu.pci.function import BUS_MASTER, COMMAND, MEMORY_ENABLE, Function
 from iommu_emu.pci.topology import Bridge, Bus, Fabric
@@ -103,6 +104,7 @@ class Machine:
         units: the IOMMUs, by number.
         rules: which unit serves which requester.
         reserved_regions: RMRRs and IVMDs of the firmware's table.
+        platform_opt_in: whether firmware wants devices kept from memory (VT-d 12.1, DMAR flag).
         ioapics: (segment, requester ID) of I/O APICs by ID, as the table says.
         hpets: (segment, requester ID) of each interrupt source of HPETs by number.
         places: PCI addresses of a platform's functions by name.
@@ -133,6 +135,7 @@ class Machine:
         self.units: list[Unit] = []
         self.rules: list[Rule] = []
         self.reserved_regions: list[ReservedRegion] = []
+        self.platform_opt_in = False
         self.ioapics: dict[int, tuple[int, int]] = {}
         self.hpets: dict[int, list[tuple[int, int]]] = {}
         self.places: dict[str, str] = {}
@@ -143,6 +146,10 @@ class Machine:
         self._removed: list[Port] = []
         self._servicing = False
         self._budget = messages
+        self._awaited: list[Callable[[], bool]] = []
+        self._looking = False
+        self._asked: dict[int, Function] = {}  # owners of messages that ask to invalidate
+        self._next_owner = 0
 
     @classmethod
     def from_acpi(
@@ -231,6 +238,11 @@ class Machine:
         """Let requester IDs and routes follow the bus tree and the rules."""
         self.fabric.refresh()
         apply_rules(self.rules, self.fabric, self.core)
+        self.follow_access_control()
+
+    def follow_access_control(self) -> None:
+        """Let ports follow BARs and access control services: what never reaches an IOMMU."""
+        apply_access_control(self.fabric, self.windows.by_function())
 
     # Attaching and removing.
 
@@ -278,6 +290,10 @@ class Machine:
                     self._number(function)
                 self.windows.place(function)
             function.dma = self.core.create_port(bus.segment, self.fabric.requester(function))
+            if function.ats_capability is not None:
+                function.ats_capability.connect(function.dma, self._next_owner)
+                self._asked[self._next_owner] = function
+                self._next_owner += 1
         except Exception:
             function.bus = None
             raise
@@ -311,6 +327,9 @@ class Machine:
                 self.remove(below)
         function.dma.remove()
         self._removed.append(function.dma)
+        self._asked = {
+            owner: asked for owner, asked in self._asked.items() if asked is not function
+        }
         del bus.functions[function.devfn]
         function.bus = None
         self.windows.follow(function)
@@ -470,6 +489,32 @@ class Machine:
                 self._forget_removed()
         finally:
             self._servicing = False
+        if self._awaited and not self._looking:
+            self._look()
+
+    def expect(self, happened: Callable[[], bool]) -> None:
+        """Call `happened` now and whenever something may have changed, until it returns True.
+
+        For what software would poll for: it is asked after each event of the clock, and after
+        each access to registers or BARs. It may do whatever a timer may.
+        """
+        if not happened():
+            self._awaited.append(happened)
+
+    def _look(self) -> None:
+        self._looking = True
+        try:
+            again = True
+            while again:
+                again = False
+                for happened in self._awaited[:]:
+                    self._awaited.remove(happened)  # also if it raises
+                    if happened():
+                        again = True
+                    else:
+                        self._awaited.append(happened)
+        finally:
+            self._looking = False
 
     def _forget_removed(self) -> None:
         """Free the ports of removed functions once nothing of theirs is in flight."""
@@ -483,6 +528,11 @@ class Machine:
             self.windows.write(message)
         elif message.kind is MessageKind.BAR_READ:
             self.core.answer(message.token, self.windows.read(message))
+        elif message.kind is MessageKind.INVALIDATE:
+            asked = self._asked.get(message.owner)
+            if asked is not None:
+                last = int.from_bytes(message.data[:8], "little")
+                asked.on_invalidate(message.address, last, message.token)
         else:
             own = message.kind is MessageKind.UNIT
             sink = self.on_interrupt or self._interrupts.append

@@ -191,6 +191,11 @@ class PageTable:
         stop = bisect_right(self._runs, last, key=lambda run: run.first)
         return self._runs[start:stop]
 
+    @property
+    def mapped(self) -> int:
+        """Bytes that are mapped."""
+        return sum(run.size for run in self._runs)
+
     def lookup(self, iova: int) -> tuple[int, Access] | None:
         """Return physical address and permissions of an address, or None if it is not mapped."""
         for run in self._overlapping(iova, iova):
@@ -243,6 +248,11 @@ class PageTable:
         for run in self._overlapping(iova, iova + size - 1):
             raise ValueError(f"iova {max(iova, run.first):#x} is mapped already")
         runs = list(self._plan(iova, physical, size, permissions, shifts))
+        if any(self._covers_table(run) for run in runs):
+            # Tables without entries, kept by an unmap: they are used, not replaced.
+            runs = list(self._plan(iova, physical, size, permissions, shifts[-1:]))
+            if any(self._covers_table(run) for run in runs):
+                raise ValueError(f"pages of {unit:#x} do not fit between the tables at {iova:#x}")
         missing = {key for run in runs for key in self._missing_tables(run)}
         if len(missing) > self._frames.available:
             raise MemoryError(f"{len(missing)} tables needed, {self._frames.available} frames left")
@@ -293,6 +303,14 @@ class PageTable:
             iova += length
             physical += length
 
+    def _covers_table(self, run: _Run) -> bool:
+        """Whether a table is there where a run's leaves would go."""
+        level = leaf_level(run.shift)
+        if level == 1:
+            return False
+        first, last = (address >> coverage_shift(level - 1) for address in (run.first, run.last))
+        return any((level - 1, index) in self._tables for index in range(first, last + 1))
+
     def _missing_tables(self, run: _Run) -> Iterator[tuple[int, int]]:
         for level in range(leaf_level(run.shift), self.levels):
             _, first = table_key(level, run.first)
@@ -332,8 +350,13 @@ class PageTable:
 
     # ---- unmapping ---------------------------------------------------------------------------
 
-    def unmap(self, iova: int, size: int) -> list[int]:
+    def unmap(self, iova: int, size: int, *, keep_tables: bool = False) -> list[int]:
         """Unmap a range, and every table that gets empty.
+
+        Args:
+            iova: first input address.
+            size: bytes.
+            keep_tables: of those tables, unlink only what the range covers whole, as Linux does.
 
         Returns:
             The frames of those tables: the unit may still use them until it is invalidated.
@@ -361,9 +384,10 @@ class PageTable:
         kept = [run.part(run.first, iova - 1) for run in runs if run.first < iova]
         kept += [run.part(end, run.last) for run in runs if run.last >= end]
         self._runs[at : at + len(runs)] = kept
-        return [frame for part in parts for frame in self._clear(part)]
+        whole = range(iova, end) if keep_tables else None
+        return [frame for part in parts for frame in self._clear(part, whole)]
 
-    def _clear(self, run: _Run) -> Iterator[int]:
+    def _clear(self, run: _Run, whole: range | None) -> Iterator[int]:
         level = leaf_level(run.shift)
         span = 1 << coverage_shift(level)
         entry_shift = coverage_shift(level - 1)
@@ -374,21 +398,25 @@ class PageTable:
             index = part.first >> entry_shift & 0x1FF
             self._memory.write(table.address + ENTRY_SIZE * index, bytes(ENTRY_SIZE * count))
             table.used -= count
-            yield from self._prune(level, part.first)
+            yield from self._prune(level, part.first, whole)
 
-    def _prune(self, level: int, iova: int) -> Iterator[int]:
-        """Unlink a table that holds nothing, then those above it."""
+    def _prune(self, level: int, iova: int, whole: range | None) -> Iterator[int]:
+        """Unlink an empty table, then those above it; `whole` must cover it if given."""
         key = table_key(level, iova)
         table = self._tables[key]
         if table.used or level == self.levels:
             return
+        if whole is not None:
+            first = key[1] << coverage_shift(level)
+            if whole.start > first or whole.stop < first + (1 << coverage_shift(level)):
+                return
         del self._tables[key]
         above = self._tables[table_key(level + 1, iova)]
         index = iova >> coverage_shift(level) & 0x1FF
         self._memory.write(above.address + ENTRY_SIZE * index, bytes(ENTRY_SIZE))
         above.used -= 1
         yield table.address
-        yield from self._prune(level + 1, iova)
+        yield from self._prune(level + 1, iova, whole)
 
     def frames(self) -> list[int]:
         """Return the frames of every table."""

@@ -80,6 +80,7 @@ struct iemu_amdvi {
     struct iemu_unit unit;
     uint64_t efr;
     bool np_cache;
+    bool iotlb_sup;
     uint8_t levels; /* deepest page table (EFR.HATS); 0: none */
 
     /* False: every request takes the long way (unit off, exclusion range, lookup by domain). */
@@ -122,6 +123,7 @@ static inline uint64_t amdvi_dte(const struct amdvi_dte *dte, unsigned high, uns
 #define DTE_ROOT(dte)        (amdvi_dte(dte, 51, 12) << 12)
 #define DTE_PERMISSIONS(dte) ((unsigned)amdvi_dte(dte, 62, 61)) /* IR, IW as enum iemu_access */
 #define DTE_DOMAIN(dte)      ((uint32_t)amdvi_dte(dte, 79, 64))
+#define DTE_I(dte)           amdvi_dte(dte, 96, 96)
 #define DTE_SE(dte)          amdvi_dte(dte, 97, 97)
 #define DTE_SA(dte)          amdvi_dte(dte, 98, 98)
 #define DTE_IOCTL(dte)       amdvi_dte(dte, 100, 99)
@@ -157,6 +159,8 @@ void amdvi_translate(struct iemu_unit *unit, const struct iemu_request *request,
                      struct iemu_result *result);
 void amdvi_translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
                              struct iemu_result *result);
+void amdvi_look_again(struct iemu_unit *unit, const struct iemu_request *request,
+                      struct iemu_result *result, struct iemu_trail *trail);
 /* Whether ordinary requests may take the short way; after any change of mode. */
 void amdvi_update_quick(struct iemu_amdvi *a);
 /* Turns a result into what a faulting request gets. */
@@ -174,8 +178,9 @@ bool amdvi_walk_host(struct iemu_walk *walk);
 /* Reports an event of a request; whether it reached the log. */
 bool amdvi_report(struct iemu_amdvi *a, const struct iemu_request *request, uint32_t diagnostic,
                   uint32_t domain, const struct amdvi_passage *p);
-/* Reports an event of the command buffer. */
-void amdvi_report_command(struct iemu_amdvi *a, uint32_t diagnostic, uint64_t command_address);
+/* Reports an event of the command buffer; `device` is 0 unless it is about one. */
+void amdvi_report_command(struct iemu_amdvi *a, uint32_t diagnostic, uint16_t device,
+                          uint64_t command_address);
 /* Sends the unit's MSI; holds it while the outbox is full. */
 void amdvi_send_message(struct iemu_amdvi *a);
 /* Sets bits of the status register. */
@@ -183,6 +188,7 @@ void amdvi_set_status(struct iemu_amdvi *a, uint64_t mask, bool on);
 
 /* invalidation.c */
 void amdvi_invalidation_init(struct iemu_amdvi *a);
+void amdvi_invalidation_timed_out(struct iemu_unit *unit, const struct iemu_itag *tag);
 /* Brings CmdBufRun in line with what it follows from (3.4). */
 void amdvi_update_command_run(struct iemu_amdvi *a);
 

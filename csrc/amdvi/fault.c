@@ -107,6 +107,8 @@ static void compose(uint64_t event[2], const struct iemu_request *request, uint3
             flags |= AMDVI_FLAG_I; /* RW means nothing then */
         else if (request->access & IEMU_WRITE)
             flags |= AMDVI_FLAG_RW;
+        if (request->at == IEMU_TRANSLATION_REQUEST)
+            flags |= AMDVI_FLAG_TR;
     }
     if (request->flags & IEMU_HAS_PASID && row->code != AMDVI_DEV_TAB_HARDWARE_ERROR) {
         flags |= AMDVI_FLAG_GN;
@@ -155,11 +157,13 @@ bool amdvi_report(struct iemu_amdvi *a, const struct iemu_request *request, uint
     return true;
 }
 
-void amdvi_report_command(struct iemu_amdvi *a, uint32_t diagnostic, uint64_t command_address)
+void amdvi_report_command(struct iemu_amdvi *a, uint32_t diagnostic, uint16_t device,
+                          uint64_t command_address)
 {
     const struct amdvi_fault_row *row = &amdvi_fault_rows[diagnostic];
-    uint64_t event[2] = {(uint64_t)row->flags << 48 | (uint64_t)row->code << 60, command_address};
+    uint64_t event[2] = {device | (uint64_t)row->flags << 48 | (uint64_t)row->code << 60,
+                         command_address};
 
-    trace(a, 0, command_address, diagnostic);
+    trace(a, device, command_address, diagnostic);
     append(a, event);
 }

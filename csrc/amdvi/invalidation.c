@@ -5,6 +5,7 @@ enum opcode {
     COMPLETION_WAIT = 1,
     INVALIDATE_DEVTAB_ENTRY = 2,
     INVALIDATE_IOMMU_PAGES = 3,
+    INVALIDATE_IOTLB_PAGES = 4,
     INVALIDATE_INTERRUPT_TABLE = 5,
     PREFETCH_IOMMU_PAGES = 6,
     INVALIDATE_IOMMU_ALL = 8,
@@ -13,11 +14,12 @@ enum opcode {
 
 #define OPCODE(command) ((unsigned)((command)[0] >> 60))
 
-/* Bits that must be 0 (9.1). GN needs guest translation, which EFR does not report. */
+/* Bits that must be 0 (9.1). GN and Type need features that EFR does not report. */
 static const uint64_t reserved[OPCODES][2] = {
     [COMPLETION_WAIT] = {0x0ff0000000000000ull, 0},
     [INVALIDATE_DEVTAB_ENTRY] = {0x0fffffffffff0000ull, UINT64_MAX},
     [INVALIDATE_IOMMU_PAGES] = {0x0fff0000fff00000ull, 0xffcull},
+    [INVALIDATE_IOTLB_PAGES] = {0, 0xffeull},
     [INVALIDATE_INTERRUPT_TABLE] = {0x0fffffffffff0000ull, UINT64_MAX},
     [PREFETCH_IOMMU_PAGES] = {0x0ff0000000ff0000ull, 0xfeeull},
     [INVALIDATE_IOMMU_ALL] = {0x0fffffffffffffffull, UINT64_MAX},
@@ -31,6 +33,8 @@ static bool supported(const struct iemu_amdvi *a, unsigned opcode)
     case INVALIDATE_IOMMU_PAGES:
     case INVALIDATE_INTERRUPT_TABLE:
         return true;
+    case INVALIDATE_IOTLB_PAGES:
+        return a->iotlb_sup;
     case PREFETCH_IOMMU_PAGES:
         return AMDVI_GET(EFR, PreFSup, a->efr);
     case INVALIDATE_IOMMU_ALL:
@@ -99,7 +103,48 @@ static void stop(struct iemu_amdvi *a, uint32_t diagnostic)
     uint64_t head = iemu_reg64(&a->unit.regs, AMDVI_CmdBufHead_AT);
 
     a->command_error = true;
-    amdvi_report_command(a, diagnostic, amdvi_ring_base(a, AMDVI_CmdBufBase_AT) + head);
+    amdvi_report_command(a, diagnostic, 0, amdvi_ring_base(a, AMDVI_CmdBufBase_AT) + head);
+}
+
+/* Control.InvTimeOut in ns; 0: none (3.4). */
+static uint64_t invalidation_timeout(const struct iemu_amdvi *a)
+{
+    uint64_t timeout = 1000000;
+    unsigned field =
+        (unsigned)AMDVI_GET(Control, InvTimeOut, iemu_reg64(&a->unit.regs, AMDVI_Control_AT));
+
+    if (!field || field == 7)
+        return 0;
+    while (--field)
+        timeout *= 10;
+    return timeout;
+}
+
+/* False: as many are outstanding as may be. */
+static bool invalidate_device_tlb(struct iemu_amdvi *a, const uint64_t command[2])
+{
+    struct pages pages = pages_of(command[1]);
+
+    if (pages.all)
+        pages = (struct pages){.last = UINT64_MAX};
+    return iemu_itags_send(
+        &a->unit, &(struct iemu_invalidation){
+                      .first = pages.first,
+                      .last = pages.last,
+                      .timeout = invalidation_timeout(a),
+                      .command = amdvi_ring_base(a, AMDVI_CmdBufBase_AT) +
+                                 iemu_reg64(&a->unit.regs, AMDVI_CmdBufHead_AT),
+                      .requester = (uint16_t)command[0],
+                      .queue = (uint16_t)(command[0] >> 32),
+                      .most = (uint8_t)(command[0] >> 24), /* Maxpend */
+                  });
+}
+
+/* The command counts as complete (8). */
+void amdvi_invalidation_timed_out(struct iemu_unit *unit, const struct iemu_itag *tag)
+{
+    amdvi_report_command(amdvi_of(unit), AMDVI_DIAG_INVALIDATION_TIMEOUT, tag->requester,
+                         tag->command);
 }
 
 /* Commands run one after the other, so older ones are complete, and f=1 asks for nothing more. */
@@ -133,6 +178,8 @@ static bool execute(struct iemu_amdvi *a, const uint64_t command[2])
         iemu_cache_drop_keys(&a->unit.cache[IEMU_CACHE_INTERRUPT], (uint64_t)device << 16, 0xffff,
                              NULL);
         return true;
+    case INVALIDATE_IOTLB_PAGES:
+        return true; /* sent already */
     case PREFETCH_IOMMU_PAGES:
         prefetch(a, command);
         return true;
@@ -201,8 +248,11 @@ static bool finish(struct iemu_unit *unit, const uint64_t command[2])
     const struct iemu_drain drain = {
         .unit = unit, .last = UINT64_MAX, .any_domain = true, .reads = true, .writes = true};
 
-    /* What used a translation that an older command dropped must be over (design). */
-    if (is_wait(command) && !iemu_dma_drain(unit->machine, &drain))
+    /* Every device-TLB has answered, and what used a translation that an older command dropped
+     * is over (9.2). */
+    if (is_wait(command) && (unit->itags.busy || !iemu_dma_drain(unit->machine, &drain)))
+        return false;
+    if (OPCODE(command) == INVALIDATE_IOTLB_PAGES && !invalidate_device_tlb(a, command))
         return false;
     if (!execute(a, command))
         return true;

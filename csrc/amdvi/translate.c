@@ -30,6 +30,14 @@ static bool in_interrupt_range(uint64_t address)
            (address >= HT_INTERRUPT && address < HT_INTERRUPT_END);
 }
 
+/* What has no translation at all (8, 10.2). */
+static bool is_untranslatable(uint64_t address)
+{
+    return in_interrupt_range(address) || (address >= HT_BASE && address < HT_INTERRUPT) ||
+           (address >= HT_SYSTEM && address < HT_SYSTEM_END) ||
+           (address >= HT_PORT_IO && address < HT_PORT_IO_END);
+}
+
 /* Refused requests get a target abort (4.3); what never reaches the tables is not supported. */
 void amdvi_fault(struct iemu_result *result, uint32_t diagnostic)
 {
@@ -121,8 +129,12 @@ static uint32_t answer(const struct iemu_request *request, uint64_t leaf, unsign
     result->attributes = leaf & IEMU_LEAF_SNOOP ? IEMU_SNOOP : 0;
     if (request->access & IEMU_WRITE & ~leaf)
         return AMDVI_DIAG_WRITE_PERMISSION;
-    if (request->access & IEMU_READ & ~leaf)
+    /* A translation request is told what is allowed, and that its range is not (8). */
+    if (request->access & IEMU_READ & ~leaf &&
+        !(request->at == IEMU_TRANSLATION_REQUEST && leaf & IEMU_LEAF_PERMISSIONS))
         return AMDVI_DIAG_READ_PERMISSION;
+    if (request->at == IEMU_TRANSLATION_REQUEST && leaf & IEMU_LEAF_UNTRANSLATED_ONLY)
+        result->attributes |= IEMU_UNTRANSLATED_ONLY;
     result->address = (leaf & ~iemu_low_mask(shift)) | (request->address & iemu_low_mask(shift));
     return AMDVI_DIAG_NONE;
 }
@@ -205,7 +217,9 @@ static uint32_t walk_tables(struct iemu_amdvi *a, const struct iemu_request *req
     }
     return use_leaf(a, request, p, dte, who,
                     walk.leaf.address | walk.permissions |
-                        (walk.leaf.attributes & IEMU_SNOOP ? IEMU_LEAF_SNOOP : 0),
+                        (walk.leaf.attributes & IEMU_SNOOP ? IEMU_LEAF_SNOOP : 0) |
+                        (walk.leaf.attributes & IEMU_UNTRANSLATED_ONLY ? IEMU_LEAF_UNTRANSLATED_ONLY
+                                                                       : 0),
                     walk.leaf.shift, result);
 }
 
@@ -249,12 +263,17 @@ static uint32_t translate_by(struct iemu_amdvi *a, const struct iemu_request *re
 
     if (!DTE_TV(dte))
         return AMDVI_DIAG_NOT_VALID;
-    if (excluded(a, dte, request->address))
-        return pass(request, result);
+    if (excluded(a, dte, request->address)) {
+        pass(request, result);
+        /* Only untranslated requests meet the range (3.7, unconfirmed). */
+        if (request->at == IEMU_TRANSLATION_REQUEST)
+            result->attributes = IEMU_UNTRANSLATED_ONLY;
+        return AMDVI_DIAG_NONE;
+    }
     /* GV counts for nothing without GTEn, which needs EFR.GTSup. */
     if (request->flags & IEMU_HAS_PASID)
         return AMDVI_DIAG_PASID;
-    if (by_domain && p->use_caches) {
+    if ((by_domain || request->at == IEMU_TRANSLATION_REQUEST) && p->use_caches) {
         line = find_line(a, request, p, who, &shift);
         if (line)
             return use_line(request, line, shift, DTE_PERMISSIONS(dte), result);
@@ -264,6 +283,23 @@ static uint32_t translate_by(struct iemu_amdvi *a, const struct iemu_request *re
     /* The address itself; cached by 4 KiB page under its domain, as any other translation. */
     return use_leaf(a, request, p, dte, who,
                     (request->address & ~0xfffull) | IEMU_READ | IEMU_WRITE, 12, result);
+}
+
+/* ATS (8). What it asks for may be anything but a special range. */
+static uint32_t asks_for_translation(struct iemu_amdvi *a, const struct iemu_request *request,
+                                     struct amdvi_passage *p, const struct amdvi_dte *dte,
+                                     struct iemu_result *result)
+{
+    uint32_t diagnostic;
+
+    if (!a->iotlb_sup || !DTE_V(dte) || !DTE_TV(dte) || !DTE_I(dte))
+        return AMDVI_DIAG_REQUEST_TRANSLATION;
+    if (!(request->flags & IEMU_HAS_PASID) && is_untranslatable(request->address))
+        return AMDVI_DIAG_REQUEST_TRANSLATION_SPECIAL;
+    diagnostic = translate_by(a, request, p, dte, result);
+    if (!diagnostic && !(result->attributes & IEMU_SNOOP))
+        result->attributes |= IEMU_NON_SNOOPED; /* N = !FC */
+    return diagnostic;
 }
 
 /* The unit is on. */
@@ -293,11 +329,12 @@ static uint32_t remap(struct iemu_amdvi *a, const struct iemu_request *request,
     if (diagnostic)
         return diagnostic;
     result->domain = DTE_DOMAIN(&dte);
-    /* ATS needs the capability IotlbSup, which is not there (8). */
     if (request->at == IEMU_TRANSLATION_REQUEST)
-        return AMDVI_DIAG_REQUEST_TRANSLATION;
+        return asks_for_translation(a, request, p, &dte, result);
+    /* No check beyond these (8). */
     if (request->at == IEMU_TRANSLATED)
-        return AMDVI_DIAG_REQUEST_TRANSLATED;
+        return a->iotlb_sup && DTE_V(&dte) && DTE_I(&dte) ? pass(request, result)
+                                                           : AMDVI_DIAG_REQUEST_TRANSLATED;
     if (interrupt_range)
         return request->access == IEMU_WRITE ? AMDVI_DIAG_REQUEST_INTERRUPT_RESERVED
                                              : AMDVI_DIAG_REQUEST_INTERRUPT_READ;
@@ -330,7 +367,13 @@ static void resolve(struct iemu_amdvi *a, const struct iemu_request *request,
                                            : (uint32_t)AMDVI_DIAG_NO_INTERRUPT;
     else
         diagnostic = pass(request, result);
-    if (diagnostic)
+    if (!diagnostic)
+        return;
+    /* To a translation request, a page fault is an answer that grants nothing (8, 10.3). */
+    if (request->at == IEMU_TRANSLATION_REQUEST &&
+        amdvi_fault_rows[diagnostic].code == AMDVI_IO_PAGE_FAULT)
+        *result = (struct iemu_result){.domain = result->domain};
+    else
         amdvi_fault(result, diagnostic);
 }
 
@@ -391,8 +434,17 @@ void amdvi_translate_watched(struct iemu_unit *unit, const struct iemu_request *
     resolve(a, request, &q, &fresh);
     iemu_watch_end(unit, before);
     iemu_watch_compare(unit, request, result, &used, &fresh, &now, owed);
+    unit->watch->last = used;
     if (result->diagnostic)
         result->recorded = amdvi_report(a, request, result->diagnostic, result->domain, &p);
+}
+
+void amdvi_look_again(struct iemu_unit *unit, const struct iemu_request *request,
+                      struct iemu_result *result, struct iemu_trail *trail)
+{
+    struct amdvi_passage p = {.trail = trail};
+
+    resolve(amdvi_of(unit), request, &p, result);
 }
 
 void amdvi_update_quick(struct iemu_amdvi *a)

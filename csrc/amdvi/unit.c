@@ -177,6 +177,7 @@ static void reset(struct iemu_unit *unit, uint32_t kind)
     struct iemu_amdvi *a = amdvi_of(unit);
 
     iemu_queue_reset(&a->queue);
+    iemu_itags_reset(unit);
     iemu_regfile_reset(&unit->regs, kind == IEMU_RESET_POWER_ON);
     for (uint32_t i = 0; i < IEMU_CACHES; i++)
         iemu_cache_drop_all(&unit->cache[i]);
@@ -199,8 +200,23 @@ static bool step(struct iemu_unit *unit)
     return iemu_queue_step(&amdvi_of(unit)->queue);
 }
 
+/* An answer to nothing has no event of its own (10.1). */
+static void unexpected_answer(struct iemu_unit *unit, uint16_t requester)
+{
+    (void)unit;
+    (void)requester;
+}
+
+static bool takes_answers(const struct iemu_unit *unit)
+{
+    (void)unit;
+    return true;
+}
+
 static uint32_t invalidation_state(struct iemu_unit *unit)
 {
+    if (unit->itags.busy)
+        return IEMU_INVALIDATION_IN_PROGRESS;
     return iemu_queue_state(&amdvi_of(unit)->queue);
 }
 
@@ -230,6 +246,10 @@ static const struct iemu_unit_ops amdvi_ops = {
     .mmio_read = mmio_read,
     .mmio_write = mmio_write,
     .remap_interrupt = amdvi_remap_interrupt,
+    .look_again = amdvi_look_again,
+    .takes_answers = takes_answers,
+    .invalidation_timed_out = amdvi_invalidation_timed_out,
+    .unexpected_answer = unexpected_answer,
     .step = step,
     .resume = resume,
     .reset = reset,
@@ -280,6 +300,7 @@ struct iemu_unit *amdvi_create(struct iemu_machine *machine, const struct iemu_a
     }
     a->efr = config->efr;
     a->np_cache = config->np_cache;
+    a->iotlb_sup = config->iotlb_sup;
     a->levels = (uint8_t)(hats == 3 ? 0 : 4 + hats);
     *error = iemu_unit_init(&a->unit, machine, &config->unit, &amdvi_ops);
     if (*error) {

@@ -3,6 +3,7 @@
 
 #define ENTRY_PR           1ull
 #define ENTRY_NEXT(entry)  ((unsigned)((entry) >> 9 & 7))
+#define ENTRY_U            (1ull << 59)
 #define ENTRY_FC           (1ull << 60)
 #define ENTRY_ADDRESS      0x000ffffffffff000ull /* 51:12 */
 #define PDE_RESERVED       0x1ff0000000000000ull /* 60:52 */
@@ -38,7 +39,8 @@ decode_leaf(uint64_t entry, unsigned level, unsigned next)
         .kind = IEMU_ENTRY_LEAF,
         .address = address & ~iemu_low_mask(shift),
         .permissions = entry >> 61 & (IEMU_READ | IEMU_WRITE),
-        .attributes = entry & ENTRY_FC ? IEMU_SNOOP : 0,
+        .attributes = (entry & ENTRY_FC ? IEMU_SNOOP : 0) |
+                      (entry & ENTRY_U ? IEMU_UNTRANSLATED_ONLY : 0),
         .shift = (uint8_t)shift,
     };
 }

@@ -218,6 +218,7 @@ void vtd_iotlb_command(struct iemu_vtd *v)
 enum descriptor_type {
     CONTEXT_CACHE = 1,
     IOTLB = 2,
+    DEVICE_TLB = 3,
     INTERRUPT_ENTRY = 4,
     WAIT = 5,
 };
@@ -226,6 +227,8 @@ enum descriptor_type {
 #define CONTEXT_RESERVED   0xfffc00000000f1c0ull
 #define IOTLB_RESERVED     0xffffffff0000f100ull
 #define IOTLB_RESERVED_HI  0x0000000000000f80ull
+#define DEVICE_RESERVED    0xffff0000ffe0f1f0ull /* PFSID is of ECAP.DIT */
+#define DEVICE_RESERVED_HI 0x0000000000000ffeull
 #define INTERRUPT_RESERVED 0xffff000007fff1e0ull
 #define WAIT_RESERVED      0x00000000fffff180ull
 #define WAIT_RESERVED_HI   0x0000000000000003ull
@@ -269,6 +272,11 @@ static unsigned check_descriptor(const struct iemu_vtd *v, const uint64_t d[2])
         bad = d[0] & IOTLB_RESERVED || d[1] & IOTLB_RESERVED_HI || granularity == INVALID ||
               (granularity == SELECTIVE && (!VTD_GET(CAP, PSI, v->cap) ||
                                             (d[1] & 0x3f) > VTD_GET(CAP, MAMV, v->cap)));
+        break;
+    case DEVICE_TLB:
+        if (!VTD_GET(ECAP, DT, v->ecap))
+            return VTD_IQEI_TYPE;
+        bad = d[0] & DEVICE_RESERVED || d[1] & DEVICE_RESERVED_HI;
         break;
     case INTERRUPT_ENTRY:
         if (!VTD_GET(ECAP, IR, v->ecap))
@@ -334,11 +342,40 @@ static void invalidate_interrupts(struct iemu_vtd *v, uint64_t d)
         iemu_cache_drop_all(cache);
 }
 
+/* False: every ITag that it may have is in use. */
+static bool invalidate_device_tlb(struct iemu_vtd *v, const uint64_t d[2])
+{
+    uint64_t address = d[1] & ~0xfffull, size = 0xfff;
+    uint16_t source = (uint16_t)(d[0] >> 32);
+
+    /* S: the lowest 0 bit from bit 12 on is half the size (7.2); none, or bit 63: everything. */
+    if (d[1] & 1 && ~(address | 0xfff))
+        size = iemu_low_mask((unsigned)__builtin_ctzll(~(address | 0xfff)) + 1);
+    else if (d[1] & 1)
+        size = UINT64_MAX;
+    return iemu_itags_send(&v->unit, &(struct iemu_invalidation){
+                                         .first = address & ~size,
+                                         .last = (address & ~size) | size,
+                                         .timeout = v->invalidation_timeout,
+                                         .requester = source,
+                                         .queue = source,
+                                         .most = d[0] >> 16 & 0x1f, /* MIP */
+                                     });
+}
+
+/* Wraps at the queue's size; shrinking the queue under its head is software's error. */
+static void move_head(struct iemu_vtd *v)
+{
+    struct iemu_regfile *regs = &v->unit.regs;
+    uint64_t head = iemu_reg64(regs, VTD_IQH_AT) + 16;
+
+    iemu_reg64_set(regs, VTD_IQH_AT,
+                   head >= queue_bytes(iemu_reg64(regs, VTD_IQA_AT)) ? 0 : head);
+}
+
 static bool finish(struct iemu_unit *unit, const uint64_t d[2])
 {
     struct iemu_vtd *v = vtd_of(unit);
-    struct iemu_regfile *regs = &unit->regs;
-    uint64_t head = iemu_reg64(regs, VTD_IQH_AT) + 16;
 
     switch (d[0] & 0xf) {
     case CONTEXT_CACHE:
@@ -357,12 +394,19 @@ static bool finish(struct iemu_unit *unit, const uint64_t d[2])
                                  }))
             return false;
         break;
+    case DEVICE_TLB:
+        if (!invalidate_device_tlb(v, d))
+            return false;
+        break;
     case INTERRUPT_ENTRY:
         if (!vtd_drain_interrupts(v))
             return false;
         invalidate_interrupts(v, d[0]);
         break;
     default:
+        /* Not before every device-TLB has answered (7.5). */
+        if (unit->itags.busy)
+            return false;
         complete_wait(v, d);
         break;
     }
@@ -372,9 +416,7 @@ static bool finish(struct iemu_unit *unit, const uint64_t d[2])
                                                                 .a = d[0],
                                                                 .b = d[1],
                                                                 .unit = (uint16_t)unit->number});
-    /* Wraps at the queue's size; shrinking the queue under its head is software's error. */
-    iemu_reg64_set(regs, VTD_IQH_AT,
-                   head >= queue_bytes(iemu_reg64(regs, VTD_IQA_AT)) ? 0 : head);
+    move_head(v);
     return true;
 }
 
@@ -405,6 +447,44 @@ static const struct iemu_queue_ops queue_ops = {
     .settle = close_if_drained,
 };
 
+/* ---- answers of device-TLBs (6.4, 7.6) --------------------------------------------------------- */
+
+/* Sets ITE or ICE; the source ID is latched only while the bit is clear (2.12). */
+static void device_error(struct iemu_vtd *v, uint64_t status, uint64_t mask, uint64_t source)
+{
+    struct iemu_regfile *regs = &v->unit.regs;
+
+    if (!(iemu_reg32(regs, VTD_FSTS_AT) & status))
+        iemu_reg64_set(regs, VTD_IQERCD_AT, (iemu_reg64(regs, VTD_IQERCD_AT) & ~mask) | source);
+    vtd_queue_error(v, (uint32_t)status);
+}
+
+/* With translation off an Invalidation Completion is an Unsupported Request (5.1). */
+bool vtd_takes_answers(const struct iemu_unit *unit)
+{
+    return vtd_status((const struct iemu_vtd *)unit, VTD_MASK(GSTS, TES));
+}
+
+void vtd_invalidation_timed_out(struct iemu_unit *unit, const struct iemu_itag *tag)
+{
+    struct iemu_vtd *v = vtd_of(unit);
+
+    /* A pending wait is aborted: the head passes it, and it never completes. The rest stays. */
+    if (v->queue.in_progress) {
+        if (is_wait(v->queue.command))
+            move_head(v);
+        iemu_queue_reset(&v->queue);
+    }
+    device_error(v, VTD_MASK(FSTS, ITE), VTD_MASK(IQERCD, ITESID),
+                 VTD_PUT(IQERCD, ITESID, tag->requester));
+}
+
+void vtd_unexpected_answer(struct iemu_unit *unit, uint16_t requester)
+{
+    device_error(vtd_of(unit), VTD_MASK(FSTS, ICE), VTD_MASK(IQERCD, ICESID),
+                 VTD_PUT(IQERCD, ICESID, requester));
+}
+
 /* ---- both ------------------------------------------------------------------------------------ */
 
 void vtd_invalidation_run(struct iemu_vtd *v)
@@ -425,6 +505,7 @@ void vtd_invalidation_reset(struct iemu_vtd *v)
 {
     iemu_queue_reset(&v->registers);
     iemu_queue_reset(&v->queue);
+    iemu_itags_reset(&v->unit);
     v->commands = 0;
     v->queue_closing = false;
 }
@@ -440,5 +521,8 @@ uint32_t vtd_invalidation_state(struct iemu_unit *unit)
 {
     uint32_t registers = iemu_queue_state(&vtd_of(unit)->registers);
 
-    return registers ? registers : iemu_queue_state(&vtd_of(unit)->queue);
+    if (registers)
+        return registers;
+    return unit->itags.busy ? (uint32_t)IEMU_INVALIDATION_IN_PROGRESS
+                            : iemu_queue_state(&vtd_of(unit)->queue);
 }

@@ -21,22 +21,21 @@ static void fault(struct iemu_result *result, const struct iemu_request *request
     uint8_t answer =
         request->at == IEMU_TRANSLATION_REQUEST ? row->translation_request : VTD_ANSWER_UR;
 
+    /* A completion that grants nothing is no fault (6.2); what is granted never comes here. */
+    if (answer == VTD_ANSWER_ZERO || answer == VTD_ANSWER_EFFECTIVE) {
+        *result = (struct iemu_result){.domain = result->domain};
+        return;
+    }
     result->diagnostic = diagnostic;
     result->fault = row->code;
-    if (answer == VTD_ANSWER_EFFECTIVE)
-        return; /* a completion that says what is allowed */
     result->permissions = 0;
-    if (answer == VTD_ANSWER_ZERO)
-        result->address = 0;
-    else
-        result->outcome = answer == VTD_ANSWER_CA ? IEMU_ABORTED : IEMU_UNSUPPORTED;
+    result->outcome = answer == VTD_ANSWER_CA ? IEMU_ABORTED : IEMU_UNSUPPORTED;
 }
 
-/* Whether a fault reaches the fault records at all (column TR of 8.2). */
-static bool is_recorded(const struct iemu_request *request, uint32_t diagnostic)
+/* NW counts where ECAP.NWFS says so (5.8). */
+static bool asks_not_to_write(const struct iemu_vtd *v, const struct iemu_request *request)
 {
-    return request->at != IEMU_TRANSLATION_REQUEST ||
-           vtd_fault_rows[diagnostic].translation_request < VTD_ANSWER_ZERO;
+    return request->flags & IEMU_NO_WRITE && VTD_GET(ECAP, NWFS, v->ecap);
 }
 
 /* ---- permissions and the answer -------------------------------------------------------------- */
@@ -54,6 +53,10 @@ ALWAYS_INLINE uint32_t missing_permission(const struct iemu_vtd *v,
         /* Zero-length read: a write-only page is enough if CAP.ZLR (5.5). */
         if (request->flags & IEMU_ZERO_LENGTH && request->at == IEMU_UNTRANSLATED &&
             VTD_GET(CAP, ZLR, v->cap) && permissions & IEMU_WRITE)
+            return VTD_DIAG_NONE;
+        /* The completion says what is allowed; only where that is nothing there is none (6.2). */
+        if (request->at == IEMU_TRANSLATION_REQUEST && permissions & IEMU_WRITE &&
+            !asks_not_to_write(v, request))
             return VTD_DIAG_NONE;
         return present ? VTD_DIAG_LGN_3_PERMISSION : VTD_DIAG_LGN_3_NOT_PRESENT;
     }
@@ -167,6 +170,31 @@ static uint32_t interrupt_range(const struct iemu_request *request, struct iemu_
         return VTD_DIAG_NONE;
     }
     return VTD_DIAG_IR_29;
+}
+
+/*
+ * A translation request for the interrupt range, S.1 and S.2 of 8.4: messages are written
+ * untranslated.
+ */
+static void translate_interrupt_range(const struct iemu_vtd *v, const struct iemu_request *request,
+                                      struct iemu_result *result)
+{
+    if (asks_not_to_write(v, request))
+        return;
+    result->address = request->address;
+    result->page_shift = 12;
+    result->permissions = IEMU_WRITE;
+    result->attributes = IEMU_UNTRANSLATED_ONLY;
+}
+
+/* What a completion says beside the translation (6.2). */
+static void complete_translation(const struct iemu_vtd *v, const struct iemu_request *request,
+                                 struct iemu_result *result)
+{
+    if (asks_not_to_write(v, request))
+        result->permissions &= ~IEMU_WRITE;
+    if (result->attributes & IEMU_SNOOP)
+        result->attributes |= IEMU_NON_SNOOPED;
 }
 
 ALWAYS_INLINE void pass(const struct iemu_request *request, struct iemu_result *result)
@@ -343,17 +371,27 @@ static void resolve(struct iemu_vtd *v, const struct iemu_request *request, stru
     } else if (request->at == IEMU_UNTRANSLATED && !(request->flags & IEMU_HAS_PASID) &&
                iemu_in_interrupt_range(request->address)) {
         diagnostic = interrupt_range(request, result);
+    } else if (request->at == IEMU_TRANSLATION_REQUEST && !(request->flags & IEMU_HAS_PASID) &&
+               iemu_in_interrupt_range(request->address)) {
+        translate_interrupt_range(v, request, result);
+        return;
     } else {
         diagnostic = check_mode(v, request);
         if (!diagnostic)
             diagnostic = remap(v, request, p, result);
     }
-    /* Protected regions: older units exempt what went through page tables (2.11). */
+    /*
+     * Protected regions: older units exempt what went through page tables (2.11). A translation
+     * is no access: the translated request is what meets them.
+     */
     if (!diagnostic && result->outcome == IEMU_MEMORY && (!p->walked || v->major >= 2) &&
+        request->at != IEMU_TRANSLATION_REQUEST &&
         is_protected(v, result->address, request->length))
         diagnostic = VTD_DIAG_PROTECTED;
     if (diagnostic)
         fault(result, request, diagnostic);
+    else if (request->at == IEMU_TRANSLATION_REQUEST)
+        complete_translation(v, request, result);
 }
 
 /* ---- entry points ---------------------------------------------------------------------------- */
@@ -362,8 +400,7 @@ static void record(struct iemu_vtd *v, const struct iemu_request *request, bool 
                    struct iemu_result *result)
 {
     /* With translation and remapping off nothing is reported (choice: 5.1 is silent). */
-    if (result->diagnostic && vtd_status(v, VTD_MASK(GSTS, TES) | VTD_MASK(GSTS, IRES)) &&
-        is_recorded(request, result->diagnostic))
+    if (result->diagnostic && vtd_status(v, VTD_MASK(GSTS, TES) | VTD_MASK(GSTS, IRES)))
         result->recorded = vtd_record_fault(v, request, result->diagnostic,
                                             request->address & v->recorded_address, suppress);
 }
@@ -460,7 +497,16 @@ void vtd_translate_watched(struct iemu_unit *unit, const struct iemu_request *re
     resolve(v, request, &q, &fresh);
     iemu_watch_end(unit, before);
     iemu_watch_compare(unit, request, result, &used, &fresh, &now, owed);
+    unit->watch->last = used;
     record(v, request, p.suppress, result);
+}
+
+void vtd_look_again(struct iemu_unit *unit, const struct iemu_request *request,
+                    struct iemu_result *result, struct iemu_trail *trail)
+{
+    struct passage p = {.trail = trail};
+
+    resolve(vtd_of(unit), request, &p, result);
 }
 
 void vtd_update_quick(struct iemu_vtd *v)

@@ -327,6 +327,10 @@ static const struct iemu_unit_ops vtd_ops = {
     .mmio_read = mmio_read,
     .mmio_write = mmio_write,
     .remap_interrupt = vtd_remap_interrupt,
+    .look_again = vtd_look_again,
+    .takes_answers = vtd_takes_answers,
+    .invalidation_timed_out = vtd_invalidation_timed_out,
+    .unexpected_answer = vtd_unexpected_answer,
     .step = vtd_step,
     .resume = resume,
     .reset = reset,
@@ -408,6 +412,7 @@ struct iemu_unit *vtd_create(struct iemu_machine *machine, const struct iemu_vtd
     v->minor = config->minor;
     v->compress_faults = config->compress_faults;
     v->protected_shift = config->protected_shift;
+    v->invalidation_timeout = config->invalidation_timeout;
     v->address_reserved = ~iemu_low_mask(config->unit.host_address_width);
     derive(v);
     *error = iemu_unit_init(&v->unit, machine, &config->unit, &vtd_ops);

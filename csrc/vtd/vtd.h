@@ -106,6 +106,7 @@ struct iemu_vtd {
     uint8_t minor;
     uint8_t protected_shift;
     bool compress_faults;
+    uint64_t invalidation_timeout; /* ns; 0: none */
 
     uint32_t fault_index; /* next record to write (8.1) */
 
@@ -141,6 +142,8 @@ void vtd_translate(struct iemu_unit *unit, const struct iemu_request *request,
                    struct iemu_result *result);
 void vtd_translate_watched(struct iemu_unit *unit, const struct iemu_request *request,
                            struct iemu_result *result);
+void vtd_look_again(struct iemu_unit *unit, const struct iemu_request *request,
+                    struct iemu_result *result, struct iemu_trail *trail);
 /* Whether ordinary requests may take the short way; after any change of mode. */
 void vtd_update_quick(struct iemu_vtd *v);
 void vtd_describe(struct iemu_unit *unit, uint32_t cache, const struct iemu_tag *tag,
@@ -157,6 +160,10 @@ void vtd_invalidation_run(struct iemu_vtd *v);
 void vtd_invalidation_init(struct iemu_vtd *v);
 void vtd_invalidation_reset(struct iemu_vtd *v);
 bool vtd_step(struct iemu_unit *unit);
+/* Completions of device-TLB invalidations (6.4, 7.6). */
+bool vtd_takes_answers(const struct iemu_unit *unit);
+void vtd_invalidation_timed_out(struct iemu_unit *unit, const struct iemu_itag *tag);
+void vtd_unexpected_answer(struct iemu_unit *unit, uint16_t requester);
 uint32_t vtd_invalidation_state(struct iemu_unit *unit);
 
 /* fault.c */

@@ -3,7 +3,7 @@
 Where what is:
 
     controller.py    registers, doorbells, enabling and resets: the device
-    engine.py        fetches commands, runs them through their DMAs, posts their completions
+    engine.py        fetches commands, runs them as tasks, posts their completions
     queues.py        submission and completion queues
     prp.py           where a command's data lies in memory
     admin.py nvm.py  the two command sets

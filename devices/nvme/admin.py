@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from iommu_emu.devices.nvme.engine import Work
+from iommu_emu.devices.dma import Work
 from iommu_emu.devices.nvme.identify import MAX_TRANSFER_SHIFT
 from iommu_emu.devices.nvme.logs import Events, too_warm, wants_temperature
 from iommu_emu.devices.nvme.prp import scatter
@@ -71,7 +71,7 @@ class AdminCommands:
     def _send(self, command: SubmissionEntry, data: bytes) -> Work[int]:
         controller = self._controller
         yield from scatter(
-            controller.engine, controller.page_size, command.prp1, command.prp2, data
+            controller.engine.dma, controller.page_size, command.prp1, command.prp2, data
         )
         return 0
 

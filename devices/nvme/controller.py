@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from iommu_emu.clock import MILLISECOND, Timer
 from iommu_emu.devices.base import Bar, Device
+from iommu_emu.devices.dma import Work
 from iommu_emu.devices.nvme.admin import MAX_ENTRIES, AdminCommands
-from iommu_emu.devices.nvme.engine import BURST, Engine, Work
+from iommu_emu.devices.nvme.engine import BURST, Engine
 from iommu_emu.devices.nvme.features import Features
 from iommu_emu.devices.nvme.identify import VERSION, Identity
 from iommu_emu.devices.nvme.logs import Events, Logs
@@ -41,9 +42,6 @@ _IOSQES, _IOCQES = 6, 4  # log2 of the sizes of entries
 _FATAL = 1 << 1  # CSTS.CFS
 _SHUTTING_DOWN, _SHUT_DOWN = 1, 2  # CSTS.SHST
 _WRONG_FLAGS = 0xC3  # fused operations and SGLs, which are not there
-_DEVICE_CAPABILITIES, _DEVICE_CONTROL = 0x04, 0x08  # in the PCI Express capability
-_FLR_CAPABLE = 1 << 28
-_INITIATE_FLR = 1 << 15
 _KEEP_ALIVE_UNIT = 100 * MILLISECOND
 
 __all__ = ["DEFAULT_SIZE", "IO_QUEUES", "Nvme", "Statistics"]
@@ -100,6 +98,7 @@ class Nvme(Device):
     msix_bar = 0
     msix_table = _MSIX_TABLE
     interrupt_pin = 1
+    flr = True  # mandatory (2.5.3)
 
     engine: Engine
 
@@ -115,11 +114,6 @@ class Nvme(Device):
         self._nvm = NvmCommands(self)
         self._ready = False
         self._keep_alive: Timer | None = None
-        # FLR is mandatory (2.5.3); the capability leaves it to the model.
-        assert self.pcie is not None
-        at = self.pcie + _DEVICE_CAPABILITIES
-        self.config.set(at, 4, self.config.get(at, 4) | _FLR_CAPABLE)
-        self.config.observe(self.pcie + _DEVICE_CONTROL, 2, self._device_control_written)
         self._clear()
 
     # Life.
@@ -162,16 +156,12 @@ class Nvme(Device):
         """Follow the bus-master bit; what was held back meanwhile is sent."""
         super().apply_bus_master(upstream)
         if self._ready and self.dma.blocked is None:
-            self.engine.unblocked()
+            self.engine.dma.unblocked()
 
-    def _device_control_written(self) -> None:
-        assert self.pcie is not None
-        at = self.pcie + _DEVICE_CONTROL
-        control = self.config.get(at, 2)
-        if control & _INITIATE_FLR:
-            self.config.set(at, 2, control & ~_INITIATE_FLR)  # reads 0
-            self.statistics.function_resets += 1
-            self.reset()
+    def function_level_reset(self) -> None:
+        """Reset the function because software asks this function alone for it."""
+        self.statistics.function_resets += 1
+        super().function_level_reset()
 
     # Registers.
 

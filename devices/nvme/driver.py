@@ -6,11 +6,12 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from iommu_emu.devices.driver import DeviceDriver
+from iommu_emu.devices.nvme.controller import Nvme
 from iommu_emu.devices.nvme.specification import AdminOpcode, NvmOpcode, Register, StatusCode
 from iommu_emu.devices.nvme.structures import COMPLETION, SUBMISSION, Completion, SubmissionEntry
 
 if TYPE_CHECKING:
-    from iommu_emu.devices.nvme.controller import Nvme
     from iommu_emu.machine import Machine
 
 PAGE = 4096
@@ -87,8 +88,8 @@ class QueuePair:
         self.next_cid = 0
 
 
-class NvmeDriver:
-    """Programs one controller, as an operating system does: by registers and memory alone.
+class NvmeDriver(DeviceDriver[Nvme]):
+    """Programs one controller.
 
     Args:
         machine: the machine.
@@ -104,8 +105,7 @@ class NvmeDriver:
     def __init__(
         self, machine: Machine, device: Nvme, memory: range, iova: int | None = None
     ) -> None:
-        self.machine = machine
-        self.device = device
+        super().__init__(machine, device)
         self.admin: QueuePair | None = None
         self.io: dict[int, QueuePair] = {}
         self._memory = memory
@@ -113,15 +113,7 @@ class NvmeDriver:
         self._next = memory.start
         self._page_size = PAGE
 
-    # Registers and memory.
-
-    def read(self, register: int, size: int = 4) -> int:
-        """Read a register of BAR 0."""
-        return self.machine.mmio_read(self.device.bar_address(0) + register, size)
-
-    def write(self, register: int, value: int, size: int = 4) -> None:
-        """Write a register of BAR 0."""
-        self.machine.mmio_write(self.device.bar_address(0) + register, size, value)
+    # Doorbells and memory.
 
     def ring_tail(self, qid: int, value: int) -> None:
         """Write the tail doorbell of a submission queue."""
@@ -173,26 +165,6 @@ class NvmeDriver:
     def shut_down(self) -> None:
         """Ask for a normal shutdown; it is over when CSTS.SHST is 2."""
         self.write(Register.CC, self.read(Register.CC) | 1 << 14)
-
-    def use_msix(self, vectors: int, address: int = 0xFEE0_0000, data: int = 0x40) -> None:
-        """Switch MSI-X on; vector n is sent as `data` + n.
-
-        Args:
-            vectors: how many of the table's entries are unmasked.
-            address: message address.
-            data: of vector 0.
-        """
-        msix = self.device.msix
-        if msix is None:
-            raise RuntimeError("the controller has no MSI-X")
-        for vector in range(vectors):
-            entry = msix.table + 16 * vector
-            self.write(entry, address, 8)
-            self.write(entry + 8, data + vector)
-            self.write(entry + 12, 0)
-        at = self.device.config.find(0x11)
-        assert at is not None
-        self.device.config.write(at + 2, 2, 0x8000)
 
     def _queue_memory(self, entries: int) -> tuple[Buffer, Buffer]:
         submission = self.allocate(SUBMISSION.size * entries)

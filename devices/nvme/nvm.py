@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from iommu_emu.devices.dma import Work
 from iommu_emu.devices.nvme.admin import MAX_TRANSFER
-from iommu_emu.devices.nvme.engine import Work
 from iommu_emu.devices.nvme.identify import NAMESPACE
 from iommu_emu.devices.nvme.prp import gather, scatter
 from iommu_emu.devices.nvme.specification import (
@@ -96,7 +96,7 @@ class NvmCommands:
         offset, length = self._extent(command)
         data = self._read_medium(offset, length)
         yield from scatter(
-            controller.engine, controller.page_size, command.prp1, command.prp2, data
+            controller.engine.dma, controller.page_size, command.prp1, command.prp2, data
         )
         controller.logs.reads += 1
         controller.logs.bytes_read += length
@@ -104,7 +104,9 @@ class NvmCommands:
 
     def _gather(self, command: SubmissionEntry, length: int) -> Work[bytes]:
         controller = self._controller
-        return gather(controller.engine, controller.page_size, command.prp1, command.prp2, length)
+        return gather(
+            controller.engine.dma, controller.page_size, command.prp1, command.prp2, length
+        )
 
     def _write(self, command: SubmissionEntry) -> Work[int]:
         offset, length = self._extent(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from iommu_emu.devices.nvme.engine import Engine, Work
+from iommu_emu.devices.dma import DmaTasks, Work
 from iommu_emu.devices.nvme.specification import CommandError, StatusCode
 
 ENTRY = 8  # bytes
@@ -13,19 +13,20 @@ __all__ = ["gather", "pages", "scatter"]
 
 
 def pages(
-    engine: Engine, page_size: int, prp1: int, prp2: int, length: int
+    dma: DmaTasks, page_size: int, prp1: int, prp2: int, length: int
 ) -> Work[list[tuple[int, int]]]:
     """Return address and length of each piece of memory that `length` bytes lie in.
 
     Args:
-        engine: fetches PRP lists.
+        dma: fetches PRP lists.
         page_size: bytes, CC.MPS.
         prp1: PRP entry 1: any DWORD in a page.
         prp2: the second page; with more than two, the PRP list.
         length: bytes, 1 or more. It bounds how many lists are read, however they are chained.
 
     Raises:
-        CommandError: PRP Offset Invalid, or Data Transfer Error for a list out of reach.
+        CommandError: PRP Offset Invalid.
+        DmaError: if a list is out of reach.
     """
     offsets = page_size - 1
     first = page_size - (prp1 & offsets)
@@ -38,7 +39,7 @@ def pages(
     if rest <= page_size:
         entries = [prp2]
     else:
-        entries = yield from _list(engine, page_size, prp2, -(-rest // page_size))
+        entries = yield from _list(dma, page_size, prp2, -(-rest // page_size))
     pieces = [(prp1, first)]
     for entry in entries:
         # Every entry but the first has offset 0.
@@ -54,7 +55,7 @@ def pages(
     return pieces
 
 
-def _list(engine: Engine, page_size: int, address: int, count: int) -> Work[list[int]]:
+def _list(dma: DmaTasks, page_size: int, address: int, count: int) -> Work[list[int]]:
     """Return `count` entries of a list that may go on in other pages."""
     # The list that the command points to may begin anywhere in a page, but at a QWORD.
     if address & (ENTRY - 1):
@@ -63,7 +64,7 @@ def _list(engine: Engine, page_size: int, address: int, count: int) -> Work[list
     while True:
         room = (page_size - (address & (page_size - 1))) // ENTRY
         take = min(count, room)
-        data = yield from engine.read(address, ENTRY * take)
+        data = yield from dma.read(address, ENTRY * take)
         entries += struct.unpack(f"<{take}Q", data)
         if count <= room:
             return entries
@@ -74,19 +75,19 @@ def _list(engine: Engine, page_size: int, address: int, count: int) -> Work[list
         count -= room - 1
 
 
-def gather(engine: Engine, page_size: int, prp1: int, prp2: int, length: int) -> Work[bytes]:
+def gather(dma: DmaTasks, page_size: int, prp1: int, prp2: int, length: int) -> Work[bytes]:
     """Return the data that a command sends; arguments and errors as for `pages`."""
-    pieces = yield from pages(engine, page_size, prp1, prp2, length)
+    pieces = yield from pages(dma, page_size, prp1, prp2, length)
     parts = []
     for address, size in pieces:
-        parts.append((yield from engine.read(address, size)))
+        parts.append((yield from dma.read(address, size)))
     return b"".join(parts)
 
 
-def scatter(engine: Engine, page_size: int, prp1: int, prp2: int, data: bytes) -> Work[None]:
+def scatter(dma: DmaTasks, page_size: int, prp1: int, prp2: int, data: bytes) -> Work[None]:
     """Store the data that a command asks for; arguments and errors as for `pages`."""
-    pieces = yield from pages(engine, page_size, prp1, prp2, len(data))
+    pieces = yield from pages(dma, page_size, prp1, prp2, len(data))
     at = 0
     for address, size in pieces:
-        yield from engine.write(address, data[at : at + size])
+        yield from dma.write(address, data[at : at + size])
         at += size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from iommu_emu.devices.nvme.structures import COMPLETION
 
 if TYPE_CHECKING:
-    from iommu_emu.devices.nvme.engine import Task
+    from iommu_emu.devices.dma import Task
 
 __all__ = ["CompletionQueue", "SubmissionQueue"]
 

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from iommu_emu.amdvi.events import EventRecord
 from iommu_emu.amdvi.structures import (
+    COMMANDS,
     CompletionWait,
     DeviceTableEntry,
     InvalidateDevtabEntry,
     InvalidateIommuAll,
     InvalidateIommuPages,
+    InvalidateIotlbPages,
     PageDirectoryEntry,
     PageTableEntry,
 )
 from iommu_emu.amdvi.unit import AmdviUnit
 from iommu_emu.core import Access
 from iommu_emu.driver import (
+    ALL_PAGES,
     COMMAND_SIZE,
     MESSAGE_ADDRESS,
     Domain,
     Driver,
     check_granularity,
     check_vector,
+    invalidation_address,
 )
 from iommu_emu.page_table import PAGE_SIZE, EntryFormat
+from iommu_emu.pci.ats import MOST_PENDING
 
 if TYPE_CHECKING:
     from iommu_emu.machine import Machine
 
-__all__ = ["ALL_PAGES", "AmdviDriver", "HostFormat", "invalidation_address"]
+__all__ = ["AmdviDriver", "HostFormat"]
 
-ALL_PAGES = 0x7FFF_FFFF_FFFF_F000  # with S=1: no size, everything (AMD-Vi 9.2)
 EVENT_SIZE = 16
 RING_LENGTH = (PAGE_SIZE // COMMAND_SIZE).bit_length() - 1  # of both rings: log2 of entries
 LARGEST_PAGE_SHIFT = 51
+ONE_SECOND = 4  # Control.InvTimeOut (AMD-Vi 3.4)
 DEFAULT_SHIFTS = frozenset({12, 21, 30})
 
 
@@ -77,22 +84,6 @@ class HostFormat(EntryFormat):
         )
 
 
-def invalidation_address(iova: int, size: int) -> tuple[int, int]:
-    """Return the smallest (S, address) of a command that covers a range (AMD-Vi 9.2).
-
-    Args:
-        iova: first input address.
-        size: bytes.
-    """
-    first, last = iova & ~(PAGE_SIZE - 1), iova + size - 1
-    highest = (first ^ last).bit_length() - 1
-    if highest < 12:
-        return 0, first
-    if highest >= LARGEST_PAGE_SHIFT:
-        return 1, ALL_PAGES
-    return 1, first >> highest + 1 << highest + 1 | ((1 << highest) - PAGE_SIZE)
-
-
 class AmdviDriver(Driver[AmdviUnit]):
     """Programs an AMD-Vi unit; see `Driver` for what both vendors offer.
 
@@ -107,6 +98,8 @@ class AmdviDriver(Driver[AmdviUnit]):
         ValueError: if an argument is outside its range.
     """
 
+    STRUCTURES = COMMANDS
+    WAIT = "COMPLETION_WAIT"
     QUEUE = "command buffer"
     QUEUE_HEAD = "CmdBufHead"
     QUEUE_TAIL = "CmdBufTail"
@@ -128,6 +121,10 @@ class AmdviDriver(Driver[AmdviUnit]):
         self._events = 0
         self._status = 0
         self._waits = 0
+
+    @staticmethod
+    def _type_of(command: bytes) -> int:
+        return command[7] >> 4
 
     # ---- bringing the unit up ----------------------------------------------------------------
 
@@ -158,6 +155,7 @@ class AmdviDriver(Driver[AmdviUnit]):
             self.unit.write_field("MsiCapHdr", "Enable", 1)
         names = ("Coherent", "CmdBufEn", "EventLogEn", "EventIntEn", "IommuEn")
         control = sum(self.unit.field_info("Control", name).mask for name in names)
+        control |= ONE_SECOND << self.unit.field_info("Control", "InvTimeOut").low
         self.unit.write("Control", control)
         self.invalidate_all()
         self.wait()
@@ -194,9 +192,20 @@ class AmdviDriver(Driver[AmdviUnit]):
             raise ValueError(f"requester must be in 0..{last:#x}, not {requester:#x}")
         return self._table + offset
 
-    def attach(self, domain: Domain, requester: int, *, invalidate: bool = True) -> None:
+    def attach(
+        self,
+        domain: Domain,
+        requester: int,
+        *,
+        ats: bool = False,
+        queue_depth: int = MOST_PENDING,
+        invalidate: bool = True,
+        wait: bool = True,
+    ) -> None:
         """Let a device translate through a domain; see `Driver.attach`."""
         self._check_domain(domain)
+        if ats:
+            self._check_ats(self.unit.config.device_tlbs, queue_depth)
         entry = DeviceTableEntry.build(
             v=1,
             tv=1,
@@ -205,51 +214,56 @@ class AmdviDriver(Driver[AmdviUnit]):
             ir=1,
             iw=1,
             domain_id=domain.id,
+            i=int(ats),
         )
-        self._set_entry(requester, entry, invalidate)
-        self.attached[requester] = domain.id
+        self._set_entry(requester, entry, domain.id, queue_depth if ats else 0, invalidate, wait)
 
-    def pass_through(self, requester: int, *, invalidate: bool = True) -> None:
+    def pass_through(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
         """Let a device reach physical memory untranslated; see `Driver.pass_through`."""
         entry = DeviceTableEntry.build(v=1, tv=1, mode=0, ir=1, iw=1, domain_id=1)
-        self._set_entry(requester, entry, invalidate)
-        self.attached[requester] = 1
+        self._set_entry(requester, entry, 1, 0, invalidate, wait)
 
-    def detach(self, requester: int, *, invalidate: bool = True) -> None:
+    def detach(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
         """Block a device; see `Driver.detach`."""
         if requester not in self.attached:
             raise ValueError(f"requester {requester:#06x} is not attached")
-        self._set_entry(requester, self._blocked(), invalidate)
-        del self.attached[requester]
+        self._set_entry(requester, self._blocked(), None, 0, invalidate, wait)
 
-    def _set_entry(self, requester: int, entry: bytes, invalidate: bool) -> None:
+    def _set_entry(
+        self,
+        requester: int,
+        entry: bytes,
+        domain_id: int | None,
+        queue_depth: int,
+        invalidate: bool,
+        wait: bool,
+    ) -> None:
         """Write a device table entry, and invalidate in the order of AMD-Vi 9.3."""
         address = self.context_entry_address(requester)
         old = DeviceTableEntry.parse(self.memory.read(address, DeviceTableEntry.size))
         self.memory.write(address, entry)
+        self._note(requester, domain_id, queue_depth)
         if invalidate:
             self.invalidate_context("device", requester=requester)
             self.invalidate_iotlb("domain", old.domain_id)
-            self.wait()
+            if old.i:
+                self.invalidate_device_tlb(requester)
+            if wait:
+                self.wait()
 
     # ---- what mappings owe -------------------------------------------------------------------
 
     def mapped(self, domain: Domain, iova: int, size: int) -> None:
         """Do what is owed after something was mapped (AMD-Vi 13: NpCache)."""
-        if self.unit.config.np_cache:
-            self.invalidate_range(domain, iova, size)
+        if self.unit.config.np_cache:  # no device-TLB holds what is not present
+            self._start_range(domain, iova, size, keep_tables=False)
+            self.wait()
 
-    def invalidate_range(
-        self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
-    ) -> None:
-        """Invalidate the translations of a range, at least, and wait."""
+    def _start_range(self, domain: Domain, iova: int, size: int, keep_tables: bool) -> None:
         self.invalidate_iotlb("page", domain.id, iova, size, keep_tables=keep_tables)
-        self.wait()
 
-    def invalidate_domain(self, domain: Domain) -> None:
-        """Invalidate every translation of a domain, and wait."""
+    def _start_domain(self, domain: Domain) -> None:
         self.invalidate_iotlb("domain", domain.id)
-        self.wait()
 
     # ---- invalidation commands ---------------------------------------------------------------
 
@@ -295,6 +309,21 @@ class AmdviDriver(Driver[AmdviUnit]):
                 )
             )
 
+    def invalidate_device_tlb(self, requester: int, iova: int = 0, size: int | None = None) -> None:
+        """Start INVALIDATE_IOTLB_PAGES; see `Driver.invalidate_device_tlb`."""
+        self._check_requester(requester)
+        sized, address = (1, ALL_PAGES) if size is None else invalidation_address(iova, size)
+        if self.invalidation == "queue":
+            self.submit(
+                InvalidateIotlbPages.build(
+                    device_id=requester,
+                    queue_id=requester,
+                    max_pending=self.device_tlbs.get(requester, MOST_PENDING),
+                    s=sized,
+                    address=address,
+                )
+            )
+
     def invalidate_all(self) -> None:
         """Start INVALIDATE_IOMMU_ALL, or what does the same; `wait` for it (AMD-Vi 13)."""
         if self.invalidation != "queue":
@@ -307,21 +336,22 @@ class AmdviDriver(Driver[AmdviUnit]):
         for domain_id in (0, 1, *self.domains):
             self.invalidate_iotlb("domain", domain_id)
 
-    def wait(self) -> None:
-        """Return once every command submitted so far is complete; see `Driver.wait`."""
+    def submit_wait(self) -> Callable[[], bool]:
+        """Let the unit say when everything submitted so far is complete (AMD-Vi 9.2)."""
         if self.invalidation != "queue":
-            return
+            return lambda: True
         self._waits += 1
         number = self._waits
         self.submit(CompletionWait.build(s=1, store_address=self._status, store_data=number))
-        self._until(lambda: self._waited(number), "COMPLETION_WAIT")
+        return partial(self._waited, number)
 
     def _waited(self, number: int) -> bool:
         if not self.unit.field("Status", "CmdBufRun"):
             raise RuntimeError(
                 f"the command buffer stopped at command {self._head() // COMMAND_SIZE}"
             )
-        return int.from_bytes(self.memory.read(self._status, 8), "little") == number
+        # Waits complete in their order, so a later one's number will do.
+        return int.from_bytes(self.memory.read(self._status, 8), "little") >= number
 
     # ---- events ------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from iommu_emu.pci.msi import Msi
 CAPABILITY_ID = 0x0F
 _TYPE = 3
 _REVISION = 1
-_NP_CACHE, _EFR_SUP, _CAP_EXT = 1 << 26, 1 << 27, 1 << 28
+_IOTLB_SUP, _NP_CACHE, _EFR_SUP, _CAP_EXT = 1 << 24, 1 << 26, 1 << 27, 1 << 28
 _ENABLE = 1
 _MSI_NUMBER, _GVA_48, _VA_64 = 0, 2 << 5, 64 << 15
 _SUBSYSTEM = (0x1AF4, 0x1100)
@@ -43,6 +43,8 @@ class AmdviFunction(Function):
         header = _REVISION << 3 | _TYPE | (_EFR_SUP | _CAP_EXT) >> 16
         if config.np_cache:
             header |= _NP_CACHE >> 16
+        if config.device_tlbs:
+            header |= _IOTLB_SUP >> 16
         misc = _MSI_NUMBER | _GVA_48 | config.host_address_width << 8 | _VA_64
         words = (config.base & 0xFFFF_C000 | _ENABLE, config.base >> 32, 0, misc)
         self.config.add_capability(

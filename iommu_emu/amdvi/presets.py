@@ -26,6 +26,7 @@ class Preset:
         provenance: where the values come from.
         features: makes what EFR reports.
         np_cache: capability bit NpCache.
+        device_tlbs: capability bit IotlbSup.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Preset:
     provenance: str
     features: Callable[[], Features]
     np_cache: bool = False
+    device_tlbs: bool = False
 
 
 def _logged(efr: int) -> Callable[[], Features]:
@@ -49,8 +51,15 @@ PRESETS: dict[str, Preset] = {
             Features,
         ),
         Preset(
+            "default-ats",
+            "the same, with device-TLBs",
+            "this project's choice",
+            Features,
+            device_tlbs=True,
+        ),
+        Preset(
             "np-cache",
-            "the same, and not-present entries are cached, as by an IOMMU that shadows tables",
+            "the default, and not-present entries are cached, as by an IOMMU that shadows tables",
             "this project's choice; Linux then invalidates on every map",
             Features,
             np_cache=True,
@@ -95,7 +104,7 @@ def preset(name: str, base: int, **changes: Any) -> AmdviConfig:
         chosen = PRESETS[name]
     except KeyError:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}") from None
-    arguments: dict[str, Any] = {"np_cache": chosen.np_cache}
+    arguments: dict[str, Any] = {"np_cache": chosen.np_cache, "device_tlbs": chosen.device_tlbs}
     if "features" not in changes:
         arguments["features"] = chosen.features()
     return AmdviConfig(base=base, **(arguments | changes))

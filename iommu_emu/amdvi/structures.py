@@ -23,7 +23,9 @@ __all__ = [
     "InvalidateInterruptTable",
     "InvalidateIommuAll",
     "InvalidateIommuPages",
+    "InvalidateIotlbPages",
     "IoPageFault",
+    "IotlbInvTimeout",
     "PageDirectoryEntry",
     "PageTabHardwareError",
     "PageTableEntry",
@@ -172,6 +174,28 @@ InvalidateIommuPages = Structure(
     ],
 )
 
+InvalidateIotlbPages = Structure(
+    "InvalidateIotlbPages",
+    128,
+    "INVALIDATE_IOTLB_PAGES command, for a device-TLB (AMD-Vi 9.1); needs EFR.IotlbSup.",
+    [
+        field("device_id", 15, 0),
+        field("pasid_15_8", 23, 16),
+        field("max_pending", 31, 24),
+        field("queue_id", 47, 32),
+        field("pasid_7_0", 55, 48),
+        field("pasid_19_16", 59, 56),
+        constant("opcode", 63, 60, 4),
+        bit("s", 64),
+        reserved(65),
+        bit("gn", 66),
+        reserved(67),
+        field("type", 69, 68),
+        reserved(75, 70),
+        address("address", 127, 76),
+    ],
+)
+
 InvalidateInterruptTable = Structure(
     "InvalidateInterruptTable",
     128,
@@ -197,6 +221,7 @@ COMMANDS: dict[int, Structure] = {
         CompletionWait,
         InvalidateDevtabEntry,
         InvalidateIommuPages,
+        InvalidateIotlbPages,
         InvalidateInterruptTable,
         InvalidateIommuAll,
     )
@@ -332,6 +357,19 @@ CommandHardwareError = Structure(
     ],
 )
 
+IotlbInvTimeout = Structure(
+    "IotlbInvTimeout",
+    128,
+    "IOTLB_INV_TIMEOUT event (AMD-Vi 10.1).",
+    [
+        field("device_id", 15, 0),
+        reserved(59, 16),
+        constant("code", 63, 60, 7),
+        reserved(67, 64),
+        address("address", 127, 68),
+    ],
+)
+
 InvalidDeviceRequest = Structure(
     "InvalidDeviceRequest",
     128,
@@ -359,6 +397,7 @@ EVENTS: dict[int, Structure] = {
         PageTabHardwareError,
         IllegalCommandError,
         CommandHardwareError,
+        IotlbInvTimeout,
         InvalidDeviceRequest,
     )
 }

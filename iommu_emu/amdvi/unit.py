@@ -27,6 +27,7 @@ class AmdviConfig(UnitConfig):
         features: what EFR reports; behaviour follows from it.
         device_id: requester ID of the IOMMU's own PCI function, 16 bits.
         np_cache: not-present entries are cached too, so maps need invalidation (NpCache).
+        device_tlbs: the unit answers translation requests and invalidates device-TLBs (IotlbSup).
 
     Raises:
         ValueError: if a value is outside its range.
@@ -37,6 +38,7 @@ class AmdviConfig(UnitConfig):
     features: Features = field(default_factory=Features)
     device_id: int = 0x0002
     np_cache: bool = False
+    device_tlbs: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +53,7 @@ class AmdviConfig(UnitConfig):
             "efr": self.features.efr,
             "device_id": self.device_id,
             "np_cache": self.np_cache,
+            "iotlb_sup": self.device_tlbs,
         }
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from iommu_emu.cli.arguments import seconds
 from iommu_emu.cli.console import console, refusal
+from iommu_emu.cli.files import require_writable
 from iommu_emu.cli.signals import ended_by_signals
 from iommu_emu.guest import (
     Broken,
@@ -153,7 +154,7 @@ def run_linux(arguments: argparse.Namespace) -> int:
     session: Session | None = None
     try:
         if arguments.json and arguments.json != "-":
-            _require_writable(Path(arguments.json))
+            require_writable(Path(arguments.json))
         with ended_by_signals(), _shown(arguments) as (progress, on_line):
             session = Session(_options(arguments), progress, on_line)
             result = break_mapping(session) if arguments.broken else session.run()
@@ -259,15 +260,6 @@ def story(broken: Broken) -> Text:
 
 
 # Around a run.
-
-
-def _require_writable(path: Path) -> None:
-    """Raise OSError now if a file cannot be written later; leave no new one behind."""
-    new = not path.exists()
-    with path.open("ab"):
-        pass
-    if new:
-        path.unlink()
 
 
 def _write_json(name: str, report: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ COMMANDS = (
     "guest",
     "qtest",
     "replay",
+    "scenario",
     "serve",
 )  # modules of iommu_emu.cli
 
@@ -36,6 +37,7 @@ A register-level, hardware-accurate emulator of Intel VT-d and AMD-Vi.
   iommu-emu guest linux                 a real kernel on an emulated IOMMU, in QEMU
   iommu-emu qtest -machine q35 ...      a machine for QEMU's own tests, as QEMU offers it
   iommu-emu replay FILE                 play a recorded run again, and read what is in it
+  iommu-emu scenario list               protection policies of kernels against attacks by devices
   iommu-emu serve --unit 0=unit.sock    an IOMMU and devices of ours in a QEMU of yours
 """
 

@@ -5,10 +5,12 @@ Handles are thin: one method a C function, Python types in and out, errors as ex
 alive, and a region lives as long as a machine maps it or a numpy view of it exists.
 """
 
+from iommu_emu.core.device_tlb import DeviceTlb, Translation
 from iommu_emu.core.enums import (
     CACHES,
     Access,
     AddressType,
+    Answer,
     AtomicKind,
     Attribute,
     CacheId,
@@ -29,10 +31,13 @@ from iommu_emu.core.enums import (
     TableLevel,
     TraceKind,
     Vendor,
+    Verdict,
 )
 from iommu_emu.core.errors import (
     MAX_PASID,
     MAX_TRANSFER,
+    U32,
+    U64,
     FullError,
     NotRamError,
     OverlapError,
@@ -49,6 +54,7 @@ from iommu_emu.core.records import (
     Completion,
     CompletionDetails,
     Message,
+    PortRule,
     Request,
     Result,
     StaleUse,
@@ -74,8 +80,11 @@ __all__ = [
     "RECORD_DTYPE",
     "RESULT_DTYPE",
     "TRACE_DTYPE",
+    "U32",
+    "U64",
     "Access",
     "AddressType",
+    "Answer",
     "AtomicKind",
     "Attribute",
     "BytesLike",
@@ -86,6 +95,7 @@ __all__ = [
     "ConfigValue",
     "CoreMachine",
     "CoreUnit",
+    "DeviceTlb",
     "FaultInfo",
     "FieldAccess",
     "FieldInfo",
@@ -102,6 +112,7 @@ __all__ = [
     "Owed",
     "Played",
     "Port",
+    "PortRule",
     "RecordKind",
     "Region",
     "RegisterInfo",
@@ -116,8 +127,10 @@ __all__ = [
     "Status",
     "TableLevel",
     "TraceKind",
+    "Translation",
     "UnsealedError",
     "Vendor",
+    "Verdict",
     "check",
     "faults",
     "fields",

@@ -37,6 +37,14 @@ class RequestFlag(IntFlag):
     ZERO_LENGTH = lib.IEMU_ZERO_LENGTH
     NO_SNOOP = lib.IEMU_NO_SNOOP
     NO_WRITE = lib.IEMU_NO_WRITE
+    PAST_DEVICE_TLB = lib.IEMU_PAST_DEVICE_TLB
+
+
+class Verdict(IntEnum):
+    """What a `PortRule` does with a request."""
+
+    PEER = lib.IEMU_RULE_PEER
+    REFUSE = lib.IEMU_RULE_REFUSE
 
 
 class Outcome(IntEnum):
@@ -47,6 +55,8 @@ class Outcome(IntEnum):
     DISCARDED = lib.IEMU_DISCARDED
     UNSUPPORTED = lib.IEMU_UNSUPPORTED
     ABORTED = lib.IEMU_ABORTED
+    TRANSLATION = lib.IEMU_TRANSLATION
+    NO_TRANSLATION = lib.IEMU_NO_TRANSLATION
 
 
 class Attribute(IntFlag):
@@ -55,6 +65,9 @@ class Attribute(IntFlag):
     NONE = 0
     SNOOP = lib.IEMU_SNOOP
     UNTRANSLATED_PASS = lib.IEMU_UNTRANSLATED_PASS
+    UNTRANSLATED_ONLY = lib.IEMU_UNTRANSLATED_ONLY
+    NON_SNOOPED = lib.IEMU_NON_SNOOPED
+    PAST_IOMMU = lib.IEMU_PAST_IOMMU
 
 
 class Status(IntEnum):
@@ -66,6 +79,7 @@ class Status(IntEnum):
     PENDING = lib.IEMU_PENDING
     BUSY = lib.IEMU_BUSY
     REMOVED = lib.IEMU_REMOVED
+    NOT_TRANSLATED = lib.IEMU_NOT_TRANSLATED
 
 
 class AtomicKind(IntEnum):
@@ -83,6 +97,7 @@ class MessageKind(IntEnum):
     UNIT = lib.IEMU_MESSAGE_UNIT
     BAR_WRITE = lib.IEMU_MESSAGE_BAR_WRITE
     BAR_READ = lib.IEMU_MESSAGE_BAR_READ
+    INVALIDATE = lib.IEMU_MESSAGE_INVALIDATE
 
 
 class Vendor(IntEnum):
@@ -101,12 +116,13 @@ class Replacement(IntEnum):
 
 
 class CacheId(IntEnum):
-    """Caches of a unit."""
+    """Caches of a unit, and the one of a port."""
 
     IOTLB = lib.IEMU_CACHE_IOTLB
     CONTEXT = lib.IEMU_CACHE_CONTEXT
     PAGING = lib.IEMU_CACHE_PAGING
     INTERRUPT = lib.IEMU_CACHE_INTERRUPT
+    DEVICE_TLB = lib.IEMU_CACHE_DEVICE_TLB
 
 
 class IotlbLookup(IntEnum):
@@ -114,6 +130,22 @@ class IotlbLookup(IntEnum):
 
     BY_REQUESTER = lib.IEMU_BY_REQUESTER
     BY_DOMAIN = lib.IEMU_BY_DOMAIN
+
+
+class Answer(IntEnum):
+    """What a function does when its device-TLB is to be invalidated.
+
+    Attributes:
+        AFTER: drops the entries and answers, after a delay.
+        NEVER: keeps them and says nothing.
+        WRONG_TAG: drops them and answers for another ITag, after a delay.
+        ASK: leaves it to Python, after a delay: `MessageKind.INVALIDATE`.
+    """
+
+    AFTER = lib.IEMU_ANSWER_AFTER
+    NEVER = lib.IEMU_ANSWER_NEVER
+    WRONG_TAG = lib.IEMU_ANSWER_WRONG_TAG
+    ASK = lib.IEMU_ANSWER_ASK
 
 
 class Reset(IntEnum):
@@ -151,6 +183,8 @@ class Owed(IntFlag):
     IOTLB_DOMAIN = lib.IEMU_OWED_IOTLB_DOMAIN
     IOTLB_PAGE = lib.IEMU_OWED_IOTLB_PAGE
     INTERRUPT = lib.IEMU_OWED_INTERRUPT
+    DEVICE_TLB_PAGE = lib.IEMU_OWED_DEVICE_TLB_PAGE
+    DEVICE_TLB_ALL = lib.IEMU_OWED_DEVICE_TLB_ALL
 
 
 class TraceKind(IntEnum):
@@ -191,6 +225,13 @@ class RecordKind(IntEnum):
     RESET = lib.IEMU_RECORD_RESET
     STEP = lib.IEMU_RECORD_STEP
     TIMING = lib.IEMU_RECORD_TIMING
+    ATS = lib.IEMU_RECORD_ATS
+    ATS_ENABLE = lib.IEMU_RECORD_ATS_ENABLE
+    ATS_ANSWER = lib.IEMU_RECORD_ATS_ANSWER
+    ATS_DROP = lib.IEMU_RECORD_ATS_DROP
+    ATS_COMPLETE = lib.IEMU_RECORD_ATS_COMPLETE
+    RULE = lib.IEMU_RECORD_RULE
+    NO_RULES = lib.IEMU_RECORD_NO_RULES
     TIME = lib.IEMU_RECORD_TIME
     FETCH = lib.IEMU_RECORD_FETCH
     STORE = lib.IEMU_RECORD_STORE
@@ -231,6 +272,8 @@ class ConfigValue(IntEnum):
     EFR = lib.IEMU_CONFIG_EFR
     DEVICE_ID = lib.IEMU_CONFIG_DEVICE_ID
     NP_CACHE = lib.IEMU_CONFIG_NP_CACHE
+    INVALIDATION_TIMEOUT = lib.IEMU_CONFIG_INVALIDATION_TIMEOUT
+    IOTLB_SUP = lib.IEMU_CONFIG_IOTLB_SUP
 
 
 class JournalEnd(IntEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from iommu_emu._core import lib
 
 U16 = (1 << 16) - 1
+U32 = (1 << 32) - 1
 U64 = (1 << 64) - 1
 MAX_TRANSFER = 16 << 20  # bytes of one DMA transfer
 MAX_PASID = (1 << 20) - 1

@@ -93,7 +93,8 @@ class CoreMachine:
         require_range("length", length, U64)
         buffer = ffi.new("char[]", length)
         code = lib.iemu_memory_read(self.handle, address, buffer, length)
-        check(code, range_text(address, length))
+        if code:
+            check(code, range_text(address, length))
         data: bytes = ffi.unpack(buffer, length)
         return data
 
@@ -106,7 +107,8 @@ class CoreMachine:
         require_range("address", address, U64)
         source = ffi.from_buffer(data)
         code = lib.iemu_memory_write(self.handle, address, source, len(source))
-        check(code, range_text(address, len(source)))
+        if code:
+            check(code, range_text(address, len(source)))
 
     def arm_store(self, trigger: int, target: int, value: int) -> None:
         """Store `value` (8 bytes) at `target` once a unit has fetched the granule at `trigger`.

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from numpy.typing import NDArray
 
 from iommu_emu._core import ffi, lib
-from iommu_emu.core.enums import Access, AddressType, AtomicKind, RequestFlag, Status
-from iommu_emu.core.errors import MAX_TRANSFER, U16, U64, check, range_text, require_range
-from iommu_emu.core.records import Completion, CompletionDetails, pasid_flags
+from iommu_emu.core.device_tlb import DeviceTlb
+from iommu_emu.core.enums import Access, AddressType, Answer, AtomicKind, RequestFlag, Status
+from iommu_emu.core.errors import (
+    MAX_TRANSFER,
+    U16,
+    U32,
+    U64,
+    StateError,
+    check,
+    range_text,
+    require_range,
+)
+from iommu_emu.core.records import Completion, CompletionDetails, PortRule, pasid_flags
 from iommu_emu.core.tables import faults
 
 if TYPE_CHECKING:
@@ -41,7 +51,9 @@ class Port:
     A transfer that passes at once returns a finished `Completion`; one that is in flight
     returns a pending one, which `poll` fills in. `blocked` is the status that every new
     transfer gets while the function must not send; None: it may. A transfer that runs past the
-    end of the 64-bit address space is an Unsupported Request.
+    end of the 64-bit address space is an Unsupported Request. `rules` are what the fabric
+    decides before any IOMMU. `device_tlb` is the function's, None without ATS; while it is
+    enabled, untranslated transfers go through it.
     """
 
     def __init__(self, machine: CoreMachine, segment: int, requester: int) -> None:
@@ -56,6 +68,8 @@ class Port:
         self.requester = requester
         self.blocked: Status | None = None
         self.latency = (0, 0)  # ns to the IOMMU, and from there to memory
+        self.rules: tuple[PortRule, ...] = ()
+        self.device_tlb: DeviceTlb | None = None
         self._handle = handle
         self._buffer = ffi.new("char[]", _SMALL)
         self._bytes = ffi.buffer(self._buffer)
@@ -214,6 +228,31 @@ class Port:
             buffer, size, True, on_done, Access.ATOMIC, address, pasid, at, flags, atomic=kind
         )
 
+    def translation_request(
+        self,
+        address: int,
+        *,
+        no_write: bool = False,
+        pasid: int | None = None,
+        on_done: Callable[[Completion], None] | None = None,
+    ) -> Completion:
+        """Ask the IOMMU for one translation; `Translation.decode` reads the data that comes.
+
+        Args:
+            address: IOVA.
+            no_write: the function will only read (NW).
+            pasid: 20 bits; None: no PASID prefix.
+            on_done: called with the completion once it is there.
+
+        Raises:
+            ValueError: if an argument is outside its range.
+        """
+        flags = RequestFlag.NO_WRITE if no_write else RequestFlag.NONE
+        at = AddressType.TRANSLATION_REQUEST
+        return self.transfer(
+            Access.READ, address, 8, pasid=pasid, at=at, flags=flags, on_done=on_done
+        )
+
     def _transfer(
         self,
         buffer: Any,
@@ -345,6 +384,77 @@ class Port:
         if self._handle is not None:
             lib.iemu_port_set_requester(self._handle, requester)
         self.requester = requester
+
+    def set_rules(self, rules: Sequence[PortRule]) -> None:
+        """Set what the fabric decides before any IOMMU; the first rule that matches counts.
+
+        Raises:
+            ValueError: if a range of a rule is empty, or it is about no address type.
+            FullError: if there are more than 4096.
+        """
+        self.rules = tuple(rules)
+        if self._handle is None:
+            return
+        lib.iemu_port_clear_rules(self._handle)
+        for rule in self.rules:
+            types = sum(1 << at for at in rule.address_types)
+            place = (rule.first, rule.last, *rule.requesters)
+            struct = ffi.new("struct iemu_port_rule *", (*place, types, rule.verdict))
+            code = lib.iemu_port_add_rule(self._handle, struct)
+            if code:
+                check(code, f"{rule}")
+
+    def add_device_tlb(
+        self,
+        geometry: Mapping[str, int],
+        answer: Answer = Answer.AFTER,
+        delay: int = 0,
+        owner: int = 0,
+    ) -> DeviceTlb:
+        """Give the function a device-TLB, empty and with ATS disabled.
+
+        Args:
+            geometry: values of `struct iemu_geometry`.
+            answer: what it does when it is asked to invalidate.
+            delay: ns from that to its answer.
+            owner: of its messages, if `answer` is ASK; 32 bits.
+
+        Raises:
+            StateError: if it has one.
+            ValueError: if an argument is outside its range.
+        """
+        self.device_tlb = DeviceTlb(self, geometry, answer, delay, owner)
+        return self.device_tlb
+
+    def complete_invalidation(self, tags: int, count: int = 1) -> Status:
+        """Send an Invalidation Completion, asked for or not.
+
+        Args:
+            tags: ITag vector, 32 bits: a bit for each ITag.
+            count: messages that have to name an ITag until it is done, 1..8.
+
+        Returns:
+            DONE; UNSUPPORTED_REQUEST if nobody takes it; REMOVED.
+
+        Raises:
+            ValueError: if an argument is outside its range.
+        """
+        require_range("tags", tags, U32)
+        require_range("count", count, 8, 1)
+        if self._handle is None:
+            return Status.REMOVED
+        return Status(check(lib.iemu_ats_complete(self._handle, tags, count), "completion"))
+
+    @property
+    def handle(self) -> Any:
+        """The port on the C side.
+
+        Raises:
+            StateError: if the port was destroyed.
+        """
+        if self._handle is None:
+            raise StateError(f"{self!r} was destroyed")
+        return self._handle
 
     @property
     def in_flight(self) -> tuple[int, int]:

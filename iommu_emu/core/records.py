@@ -18,6 +18,7 @@ from iommu_emu.core.enums import (
     RequestFlag,
     Status,
     Vendor,
+    Verdict,
 )
 from iommu_emu.core.errors import MAX_PASID, U16, U64, require_range
 from iommu_emu.core.tables import FaultInfo, faults
@@ -137,7 +138,7 @@ def make_result(vendor: Vendor, struct: Any) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One live entry of a unit's cache; see `struct iemu_cache_entry`."""
+    """One live entry of a unit's cache or a device-TLB; see `struct iemu_cache_entry`."""
 
     cache: CacheId
     address: int
@@ -150,6 +151,23 @@ class CacheEntry:
     attributes: int
     negative: bool
     filled: int
+
+
+def make_cache_entry(struct: Any) -> CacheEntry:
+    """Return `struct iemu_cache_entry` as a dataclass."""
+    return CacheEntry(
+        cache=CacheId(struct.cache),
+        address=struct.address,
+        output=struct.output,
+        page_shift=struct.page_shift,
+        domain=struct.domain,
+        pasid=struct.pasid,
+        requester=struct.requester,
+        permissions=Access(struct.permissions),
+        attributes=struct.attributes,
+        negative=bool(struct.negative),
+        filled=struct.filled,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +214,27 @@ class Message:
     requester: int
     owner: int
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class PortRule:
+    """What the fabric does with some requests of a port before any IOMMU (pci 4).
+
+    Attributes:
+        verdict: PEER: to the BAR at its address; REFUSE: Unsupported Request.
+        address_types: the address types that it is about.
+        first: first address, as the request carries it.
+        last: last address.
+        requesters: first and last requester ID.
+        reason: for people; the core does not know it.
+    """
+
+    verdict: Verdict
+    address_types: frozenset[AddressType]
+    first: int = 0
+    last: int = U64
+    requesters: tuple[int, int] = (0, U16)
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

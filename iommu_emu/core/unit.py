@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iommu_emu._core import ffi, lib
-from iommu_emu.core.enums import Access, CacheId, InvalidationState, Owed, Reset, Vendor
+from iommu_emu.core.enums import CacheId, InvalidationState, Owed, Reset, Vendor
 from iommu_emu.core.errors import check
 from iommu_emu.core.records import (
     CacheEntry,
     Request,
     Result,
     StaleUse,
+    make_cache_entry,
     make_request,
     make_result,
 )
@@ -103,7 +104,7 @@ class CoreUnit:
         count = lib.iemu_unit_entries(self.handle, cache, rows, 0)
         rows = ffi.new("struct iemu_cache_entry[]", max(count, 1))
         count = min(count, lib.iemu_unit_entries(self.handle, cache, rows, count))
-        return [_cache_entry(rows[i]) for i in range(count)]
+        return [make_cache_entry(rows[i]) for i in range(count)]
 
     def counters(self) -> dict[str, int]:
         """Return every counter by name; VT-d performance event names where there is one."""
@@ -154,19 +155,3 @@ class CoreUnit:
         """Return the offset of a row of the register table in this unit's window."""
         offset: int = lib.iemu_unit_register_offset(self.handle, register)
         return offset
-
-
-def _cache_entry(struct: Any) -> CacheEntry:
-    return CacheEntry(
-        cache=CacheId(struct.cache),
-        address=struct.address,
-        output=struct.output,
-        page_shift=struct.page_shift,
-        domain=struct.domain,
-        pasid=struct.pasid,
-        requester=struct.requester,
-        permissions=Access(struct.permissions),
-        attributes=struct.attributes,
-        negative=bool(struct.negative),
-        filled=struct.filled,
-    )

@@ -5,6 +5,8 @@ which address is handed out next and which entry is freed by which flush; CPUs a
 0 to n-1, passed to the calls that Linux makes per CPU.
 """
 
+from iommu_emu.linux.dma_api import DmaApi, DmaMappingError
+from iommu_emu.linux.domain_type import DomainType
 from iommu_emu.linux.flush_queue import (
     GLOBAL_LIST,
     PER_CPU,
@@ -14,14 +16,21 @@ from iommu_emu.linux.flush_queue import (
     QueueKind,
 )
 from iommu_emu.linux.iova import DmaLimit, IovaDomain
+from iommu_emu.linux.kernel import Linux
+from iommu_emu.linux.refused import RefusedError
 
 __all__ = [
     "GLOBAL_LIST",
     "PER_CPU",
     "SINGLE",
+    "DmaApi",
     "DmaLimit",
+    "DmaMappingError",
+    "DomainType",
     "FlushQueue",
     "IovaDomain",
+    "Linux",
     "QueueEntry",
     "QueueKind",
+    "RefusedError",
 ]

@@ -92,6 +92,25 @@ class BoundGroup(ABC):
         self.drivers: dict[Function, KernelDriver] = {}
 
     @abstractmethod
+    def bind(self, function: Function, driver: KernelDriver) -> None:
+        """Bind a driver to a member.
+
+        Raises:
+            ValueError: if the function is not a member, or the driver is for bridges only.
+            RefusedError: EBUSY, if the function has a driver; EINVAL, if VFIO is to have a
+                bridge; and whatever else the rule says.
+        """
+
+    @abstractmethod
+    def unbind(self, function: Function) -> None:
+        """Unbind a member's driver.
+
+        Raises:
+            ValueError: if the function is not a member.
+            StateError: if it has no driver.
+        """
+
+    @abstractmethod
     def blockers(self) -> list[str]:
         """Return what keeps the group from user space, each in words; empty: it is viable."""
 

@@ -207,10 +207,15 @@ class DmaOwnership(BoundGroup):
         """Check that the type of the default domain may change; DMA to DMA-FQ always may (os 4.1).
 
         Raises:
-            RefusedError: EPERM, if a driver is bound that counts, or the group is owned.
+            RefusedError: if a driver is bound that counts, or the group is owned: EPERM; before
+                Linux 6.4 EBUSY, with a line in the log.
         """
-        if self.owner_count:
-            raise RefusedError("EPERM", "; ".join(self.blockers()))
+        if not self.owner_count:
+            return
+        reason = "; ".join(self.blockers())
+        if self.age is KernelAge.LINUX_7_2:
+            raise RefusedError("EPERM", reason)
+        raise RefusedError("EBUSY", reason, "iommu: Device is still bound to driver")
 
     def device_added(self, function: Function) -> None:
         """Move a member that has just come to where the others are.

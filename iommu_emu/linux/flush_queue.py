@@ -140,6 +140,7 @@ class FlushQueue:
     Attributes:
         kind: its shape.
         statistics: what it did.
+        flushing_cpu: the CPU that began the last flush.
 
     Raises:
         ValueError: if there is no CPU.
@@ -152,6 +153,7 @@ class FlushQueue:
             raise ValueError(f"cpus must be at least 1, not {cpus}")
         self.kind = kind
         self.statistics = FlushStatistics()
+        self.flushing_cpu = 0
         self._clock = clock
         self._flush = flush
         self._cpus = cpus
@@ -197,7 +199,7 @@ class FlushQueue:
         self._release_flushed(ring, cpu)
         while len(ring) >= self.kind.capacity:
             self.statistics.full += 1
-            self._wait({self._begin()})
+            self._wait({self._begin(cpu)})
             self._release_flushed(ring, cpu)
             if self.kind.locked:
                 self._disarm()
@@ -207,6 +209,16 @@ class FlushQueue:
         self.statistics.queued += 1
         if self._timer is None or not self._timer.pending:
             self._timer = self._clock.call_later(self.kind.timeout, partial(self._expire, cpu))
+
+    def flush(self) -> None:
+        """Flush now, on CPU 0, and release every entry; virtual time passes.
+
+        Raises:
+            TimeoutError, RuntimeError: as `queue`.
+        """
+        self._wait({self._begin(0)})
+        for ring in self._rings:
+            self._release_flushed(ring, 0)
 
     def close(self) -> None:
         """Stop the timer, and release every entry without a flush, on CPU 0.
@@ -220,8 +232,9 @@ class FlushQueue:
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _begin(self, then: Callable[[], None] = lambda: None) -> int:
+    def _begin(self, cpu: int, then: Callable[[], None] = lambda: None) -> int:
         """Begin a flush; return its number."""
+        self.flushing_cpu = cpu
         self._begun += 1
         number = self._begun
 
@@ -246,7 +259,7 @@ class FlushQueue:
             for ring in self._rings:
                 self._release_flushed(ring, cpu)
 
-        self._begin(release_all)
+        self._begin(cpu, release_all)
 
     def _release_flushed(self, ring: deque[QueueEntry], cpu: int) -> None:
         while ring and ring[0].stamp < self._complete:

@@ -44,17 +44,18 @@ def device_name(function: Function) -> str:
     return f"{function.segment:04x}:{format_requester(function.address)}"
 
 
-def enable_acs(machine: Machine, *, ats: bool = True) -> None:
-    """Switch access control services on, as Linux does at boot when there is an IOMMU.
+def enable_acs(machine: Machine, *functions: Function, ats: bool = True) -> None:
+    """Switch access control services on, as Linux does when it finds functions, with an IOMMU.
 
     Of what a function can do, the required services; translation blocking as well where a port
     is external-facing, a function is below such a port, or ATS is not used (os 4.5).
 
     Args:
         machine: the machine.
+        functions: those that were found; all of the machine's without any.
         ats: False: booted with `pci=noats`.
     """
-    for function in machine.fabric.functions():
+    for function in functions or machine.fabric.functions():
         at = _acs_offset(function)
         if at is None:
             continue

@@ -49,9 +49,11 @@ __all__ = [
 class KernelAge(Enum):
     """What a kernel does about devices whose memory firmware reserved."""
 
-    UNCHECKED = "before the check of 2014"
-    LINUX_6_1 = "Linux 6.1"  # VT-d's own check, when a domain of user space is attached
-    LINUX_7_2 = "Linux 7.2"  # the core's check for both vendors, when the group is claimed
+    UNCHECKED = "before the check of 2014"  # up to Linux 3.16
+    # From 3.17 on VT-d's own check, when a domain of user space is attached.
+    LINUX_6_1 = "Linux 6.1"
+    # From 6.6 on the core's check for both vendors, when the group is claimed.
+    LINUX_7_2 = "Linux 7.2"
 
 
 class RegionType(Enum):
@@ -210,7 +212,7 @@ def check_user_domain(
             "EPERM",
             f"{device_name(function)} may go on using {_direct(machine, function)} (RMRR), "
             "which user space's domain neither maps nor can keep it from",
-            f"{driver} {device_name(function)}: "
+            f"{driver} {device_name(function)}: DMAR: "
             "Device is ineligible for IOMMU domain attach due to platform RMRR requirement",
         )
 

@@ -106,8 +106,8 @@ class VfioNotifier(BoundGroup):
         """
         self._check_member(function)
         if self.live:
-            number = self.group.number
-            self.warnings.append(f"WARNING: {device_name(function)} came to live group {number}")
+            where = device_name(function)
+            self.warnings.append(f"pci {where}: Device added to live group {self.group.number}!")
 
     def blockers(self) -> list[str]:
         """Return the members whose drivers are not allowed, in words; empty: it is viable."""

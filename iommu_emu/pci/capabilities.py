@@ -8,8 +8,26 @@ from iommu_emu.pci.config_space import ConfigSpace
 
 PCIE_ID = 0x10
 ACS_ID = 0x0D
+SERIAL_NUMBER_ID = 0x03
+DEVICE_CAPABILITIES, DEVICE_CONTROL = 0x04, 0x08  # in the PCI Express capability
+PHANTOM_SHIFT = 3  # functions that exist have these bits of their number 0
+FLR_CAPABLE = 1 << 28
+INITIATE_FLR = 1 << 15
+PHANTOM_ENABLE = 1 << 9
 
-__all__ = ["Acs", "PortType", "acs_control", "add_acs", "add_pcie"]
+_EGRESS_VECTOR = 32  # bits: as many as a bus has device numbers
+
+__all__ = [
+    "Acs",
+    "PortType",
+    "acs_control",
+    "add_acs",
+    "add_pcie",
+    "egress_control",
+    "reset_acs",
+    "serial_number",
+    "set_serial_number",
+]
 
 
 class PortType(IntEnum):
@@ -78,12 +96,51 @@ def add_acs(config: ConfigSpace, capabilities: Acs) -> int:
     Returns:
         Offset of the capability.
     """
-    body = int(capabilities).to_bytes(2, "little") + bytes(2)
+    controlled = bool(capabilities & Acs.EGRESS_CONTROL)
+    services = capabilities | controlled * _EGRESS_VECTOR << 8
+    body = services.to_bytes(2, "little") + bytes(2)
     writable = bytes(2) + int(capabilities).to_bytes(2, "little")
-    return config.add_extended_capability(ACS_ID, body, writable)
+    vector = controlled * _EGRESS_VECTOR // 8
+    return config.add_extended_capability(ACS_ID, body + bytes(vector), writable + b"\xff" * vector)
 
 
 def acs_control(config: ConfigSpace) -> Acs:
     """Return the access control services that software has switched on."""
     at = config.find_extended(ACS_ID)
     return Acs.NONE if at is None else Acs(config.get(at + 6, 2) & 0x7F)
+
+
+def egress_control(config: ConfigSpace) -> int:
+    """Return the egress control vector, one bit a port or function; 0 without one."""
+    at = config.find_extended(ACS_ID)
+    if at is None or not config.get(at + 4, 2) & Acs.EGRESS_CONTROL:
+        return 0
+    return config.get(at + 8, _EGRESS_VECTOR // 8)
+
+
+def reset_acs(config: ConfigSpace) -> None:
+    """Switch every access control service off."""
+    at = config.find_extended(ACS_ID)
+    if at is not None:
+        config.write(at + 6, 2, 0)
+        config.write(at + 8, 4, 0)
+
+
+def serial_number(config: ConfigSpace) -> int | None:
+    """Return the device serial number, 64 bits; None without one."""
+    at = config.find_extended(SERIAL_NUMBER_ID)
+    return None if at is None else config.get(at + 4, 8)
+
+
+def set_serial_number(config: ConfigSpace, number: int) -> None:
+    """Set the device serial number, with its capability if that is not there.
+
+    Raises:
+        ValueError: if it does not fit in 64 bits.
+    """
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"serial number must fit in 64 bits, not {number:#x}")
+    at = config.find_extended(SERIAL_NUMBER_ID)
+    if at is None:
+        at = config.add_extended_capability(SERIAL_NUMBER_ID, bytes(8))
+    config.set(at + 4, 8, number)

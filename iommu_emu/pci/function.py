@@ -8,8 +8,23 @@ from typing import TYPE_CHECKING, Protocol
 
 from iommu_emu.clock import MICROSECOND, Timer
 from iommu_emu.core import Port, StateError, Status
+from iommu_emu.geometry import CacheGeometry
 from iommu_emu.pci.address import format_requester
-from iommu_emu.pci.capabilities import PortType, add_pcie
+from iommu_emu.pci.ats import DEVICE_TLB, Ats
+from iommu_emu.pci.capabilities import (
+    DEVICE_CAPABILITIES,
+    DEVICE_CONTROL,
+    FLR_CAPABLE,
+    INITIATE_FLR,
+    PHANTOM_ENABLE,
+    PHANTOM_SHIFT,
+    Acs,
+    PortType,
+    acs_control,
+    add_acs,
+    add_pcie,
+    reset_acs,
+)
 from iommu_emu.pci.config_space import ConfigSpace
 from iommu_emu.pci.msi import Msi, Msix
 
@@ -89,6 +104,7 @@ class Function:
         machine: the machine, once attached.
         msi: MSI, if it has it.
         msix: MSI-X, if it has it.
+        ats_capability: address translation services, if it has them.
         obeys_bus_master: whether clearing the bus-master bit keeps it from sending.
         interrupt_sink: who takes its interrupts instead of the fabric; None: nobody.
     """
@@ -114,6 +130,11 @@ class Function:
         msix_vectors: int = 0,
         msix_bar: int | None = None,
         msix_table: int = 0,
+        ats_queue_depth: int = 0,
+        device_tlb: CacheGeometry = DEVICE_TLB,
+        acs: Acs = Acs.NONE,
+        flr: bool = False,
+        phantom_bits: int = 0,
         slot: int | None = None,
         header_type: int = 0,
     ) -> None:
@@ -124,6 +145,7 @@ class Function:
         self.devfn = 0
         self.msi: Msi | None = None
         self.msix: Msix | None = None
+        self.ats_capability: Ats | None = None
         self._messages: dict[tuple[int, int], None] = {}  # interrupts that wait for room
         self._retry = Timer(0, lambda: None)
         self._retry.cancel()
@@ -142,10 +164,16 @@ class Function:
         config.observe(COMMAND, 2, self.apply_config)
         config.observe(0x10, 24, self._map_bars)
         self.pcie = None if kind is None else add_pcie(config, kind, slot)
+        if flr or phantom_bits:
+            self._add_device_capabilities(flr, phantom_bits)
+        if acs:
+            config.observe(add_acs(config, acs) + 6, 6, self._follow_acs)
         if msi_vectors:
             self.msi = Msi(config, msi_vectors, self.send_message, maskable=msi_maskable)
         if msix_vectors:
             self._add_msix(msix_vectors, msix_bar, msix_table)
+        if ats_queue_depth:
+            self.ats_capability = Ats(config, queue_depth=ats_queue_depth, shape=device_tlb)
         for messages in (self.msi, self.msix):
             if messages is not None:
                 config.observe(messages.control, 2, self._follow_messages)
@@ -177,6 +205,50 @@ class Function:
     def address(self) -> int:
         """Bus, device and function as a requester ID; bridges above may alias it (pci 5)."""
         return self.devfn if self.bus is None else self.bus.number << 8 | self.devfn
+
+    @property
+    def acs(self) -> Acs:
+        """Access control services that are switched on."""
+        return Acs.NONE if self.kind is None else acs_control(self.config)
+
+    def _follow_acs(self) -> None:
+        if self.attached:
+            self.machine.follow_access_control()
+
+    def _add_device_capabilities(self, flr: bool, phantom_bits: int) -> None:
+        if self.pcie is None:
+            raise ValueError(f"{self.name}: flr and phantom_bits need PCI Express")
+        if not 0 <= phantom_bits <= 3:
+            raise ValueError(f"phantom_bits must be in 0..3, not {phantom_bits}")
+        capabilities = phantom_bits << PHANTOM_SHIFT | (FLR_CAPABLE if flr else 0)
+        self.config.set(self.pcie + DEVICE_CAPABILITIES, 4, capabilities)
+        if flr:
+            self.config.observe(self.pcie + DEVICE_CONTROL, 2, self._follow_device_control)
+
+    def _follow_device_control(self) -> None:
+        assert self.pcie is not None
+        control = self.config.get(self.pcie + DEVICE_CONTROL, 2)
+        if control & INITIATE_FLR:
+            self.config.set(self.pcie + DEVICE_CONTROL, 2, control & ~INITIATE_FLR)  # reads 0
+            self.function_level_reset()
+
+    def function_level_reset(self) -> None:
+        """Reset the function because software asks this function alone for it."""
+        self.reset()
+
+    @property
+    def phantoms(self) -> list[int]:
+        """Requester IDs that it may send with beside its own, while software allows them.
+
+        Those of functions of the same device that are not there (pci 5).
+        """
+        if self.pcie is None:
+            return []
+        bits = self.config.get(self.pcie + DEVICE_CAPABILITIES, 4) >> PHANTOM_SHIFT & 3
+        if not bits or not self.config.get(self.pcie + DEVICE_CONTROL, 2) & PHANTOM_ENABLE:
+            return []
+        step = 8 >> bits
+        return [self.address + number for number in range(step, 8 - (self.devfn & 7), step)]
 
     # BARs.
 
@@ -219,8 +291,8 @@ class Function:
         return {index: address for index in self.bars if (address := self.bar_address(index))}
 
     def _map_bars(self) -> None:
-        if self.attached:
-            self.machine.windows.follow(self)
+        if self.attached and self.machine.windows.follow(self):
+            self.machine.follow_access_control()
 
     def access_read(self, bar: int, offset: int, size: int) -> int:
         """Read a BAR: the MSI-X table is answered here, the rest by the model."""
@@ -348,10 +420,27 @@ class Function:
         for messages in (self.msi, self.msix):
             if messages is not None:
                 messages.reset()
+        reset_acs(self.config)
+        if self.ats_capability is not None:
+            self.ats_capability.reset()
         self._messages.clear()
         self.set_intx(False)
         self.apply_config()
         self.on_reset()
+
+    def on_invalidate(self, first: int, last: int, tag: int) -> None:
+        """Called when the device-TLB is to be invalidated, if `answering` is `IN_PYTHON`.
+
+        Models override it, to drop something else, or to answer later, twice, or otherwise.
+
+        Args:
+            first: first input address.
+            last: last input address.
+            tag: ITag, 0..31, which the answer has to bear.
+        """
+        if self.dma.device_tlb is not None:
+            self.dma.device_tlb.drop(first, last)
+        self.dma.complete_invalidation(1 << tag)
 
     def on_attach(self) -> None:
         """Called when the function has been attached; models override it."""

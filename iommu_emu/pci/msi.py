@@ -8,6 +8,7 @@ from iommu_emu.pci.config_space import ConfigSpace
 
 MSI_ID = 0x05
 MSIX_ID = 0x11
+MSIX_ENABLE = 1 << 15  # of the message control register
 MSI_VECTORS = 32
 MSIX_VECTORS = 2048
 _MSI_ENABLE = 1
@@ -16,7 +17,7 @@ _MSI_VECTORS_ENABLED = 7 * _MSI_ONE_ENABLED  # log2 of their number
 _ENTRY = 16  # bytes of an MSI-X table entry
 _MASKED = 1
 
-__all__ = ["MSIX_VECTORS", "MSI_VECTORS", "Msi", "Msix"]
+__all__ = ["MSIX_ENABLE", "MSIX_VECTORS", "MSI_VECTORS", "Msi", "Msix"]
 
 
 class Msi:
@@ -183,7 +184,7 @@ class Msix:
     @property
     def enabled(self) -> bool:
         """Whether software has enabled MSI-X."""
-        return bool(self._config.get(self.control, 2) & 0x8000)
+        return bool(self._config.get(self.control, 2) & MSIX_ENABLE)
 
     @property
     def _function_masked(self) -> bool:

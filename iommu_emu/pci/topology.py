@@ -8,13 +8,14 @@ from itertools import chain
 
 from iommu_emu.core import Status
 from iommu_emu.pci.address import format_requester, requester_id
-from iommu_emu.pci.capabilities import Acs, PortType, acs_control, add_acs
-from iommu_emu.pci.function import BUS_MASTER, COMMAND, Function
+from iommu_emu.pci.capabilities import Acs, PortType
+from iommu_emu.pci.function import BUS_MASTER, COMMAND, Bar, Function
 from iommu_emu.pci.hotplug import Slot
 
 BRIDGE_CLASS = 0x060400
 PRIMARY, SECONDARY, SUBORDINATE, BRIDGE_CONTROL = 0x18, 0x19, 0x1A, 0x3E
 _SECONDARY_RESET = 1 << 6
+_PORT_NUMBER = 0x0F  # high byte of the link capabilities
 # Bridges below which requests keep their requester ID (pci 5).
 _TRANSPARENT = (PortType.ROOT_PORT, PortType.UPSTREAM, PortType.DOWNSTREAM)
 
@@ -70,13 +71,14 @@ class Bridge(Function):
         slot: physical slot number of a hot-plug port; None: no hot plug.
         acs: access control services of the port.
         external_facing: whether its hierarchy can be reached from outside the case (pci 9).
+        bars: memory BARs of its own; a bridge's header has room for 0 and 1.
 
     Attributes:
         secondary: the bus right below.
         slot: the hot-plug slot; None without one.
 
     Raises:
-        ValueError: if `kind` is an endpoint's.
+        ValueError: if `kind` is an endpoint's, or there is no room for a BAR.
     """
 
     def __init__(
@@ -87,17 +89,22 @@ class Bridge(Function):
         slot: int | None = None,
         acs: Acs = Acs.NONE,
         external_facing: bool = False,
+        bars: Sequence[Bar] = (),
         vendor_id: int = 0x8086,
         device_id: int = 0x0001,
     ) -> None:
         if kind in (PortType.ENDPOINT, PortType.LEGACY_ENDPOINT, PortType.INTEGRATED_ENDPOINT):
             raise ValueError(f"kind of a bridge must be a port or bridge, not {kind!r}")
+        if any(bar.index + bar.wide > 1 for bar in bars):
+            raise ValueError(f"BARs of a bridge must be 0 and 1, not {[bar.index for bar in bars]}")
         super().__init__(
             name,
             vendor_id=vendor_id,
             device_id=device_id,
             class_code=BRIDGE_CLASS,
             kind=kind,
+            bars=bars,
+            acs=acs,
             slot=slot,
             msi_vectors=1 if slot is not None else 0,
             header_type=1,
@@ -114,8 +121,6 @@ class Bridge(Function):
         config.allow(BRIDGE_CONTROL, 2, 0x005F)
         config.observe(PRIMARY, 3, self._renumber)
         config.observe(BRIDGE_CONTROL, 2, self._control)
-        if acs:
-            add_acs(config, acs)
         self._resetting = False
 
     @property
@@ -127,11 +132,6 @@ class Bridge(Function):
     def subordinate_number(self) -> int:
         """Highest bus number below."""
         return self.config.get(SUBORDINATE, 1)
-
-    @property
-    def acs(self) -> Acs:
-        """Access control services that are switched on."""
-        return acs_control(self.config)
 
     def set_bus_numbers(self, secondary: int, subordinate: int) -> None:
         """Set the bus numbers, as firmware does."""
@@ -160,6 +160,11 @@ class Bridge(Function):
                 function.reset()
         self._resetting = resetting
 
+    def on_attach(self) -> None:
+        """Number a downstream port, as egress control vectors count them (pci 4)."""
+        if self.kind is PortType.DOWNSTREAM and self.pcie is not None:
+            self.config.set(self.pcie + _PORT_NUMBER, 1, self.devfn >> 3)
+
     def on_reset(self) -> None:
         """Lose the bus numbers."""
         self.config.set(PRIMARY, 3, 0)
@@ -179,8 +184,9 @@ class FirmwareAlias:
 class Fabric:
     """Every root bus of a machine and what hangs below.
 
-    Bridges forward every address: their memory windows are registers for software and filter
-    nothing. Access control services are data that scenarios read.
+    The memory windows of bridges are registers for software and filter nothing: a bridge forwards
+    every address upstream that nothing below it claims. What is claimed there, and what access
+    control services do about it, is in `access_control`.
     """
 
     def __init__(self) -> None:

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from iommu_emu import core
 from iommu_emu.core import (
+    U32,
     Access,
     AddressType,
+    Answer,
     CoreUnit,
     MessageKind,
     Outcome,
@@ -18,6 +20,7 @@ from iommu_emu.core import (
     Reset,
     Status,
     Vendor,
+    Verdict,
 )
 from iommu_emu.pci.address import format_requester
 from iommu_emu.recording.format import Recording, config_name, kind_name
@@ -166,6 +169,8 @@ def _message(narrator: _Narrator, row: _Row) -> str:
     sender = format_requester(row.id, segment)
     if kind is MessageKind.INTERRUPT:
         return f"{sender} interrupts: {address:#x} <- {data & 0xFFFF_FFFF:#x}"
+    if kind is MessageKind.INVALIDATE:
+        return f"{sender} is to drop {address:#x}..{data:#x}, ITag {token}"
     if kind is MessageKind.BAR_READ:
         return f"{sender} reads {size} bytes of window {row.number} at {address:#x}, token {token}"
     return f"{sender} writes {size} bytes to window {row.number} at {address:#x}"
@@ -206,6 +211,21 @@ def _unit_number(narrator: _Narrator, row: _Row) -> str:
     return f"unit {row.number}"
 
 
+def _rule(narrator: _Narrator, row: _Row) -> str:
+    first, last, *requesters = row.value[:4]
+    types = "|".join(str(at) for at in range(4) if row.id >> at & 1)
+    senders = "..".join(format_requester(requester) for requester in requesters)
+    return (
+        f"{narrator.port(row.number)} AT {types} {first:#x}..{last:#x} of {senders}: "
+        f"{Verdict(row.size).name.lower()}"
+    )
+
+
+def _answers(narrator: _Narrator, row: _Row) -> str:
+    answer = Answer(row.size).name.lower().replace("_", " ")
+    return f"{narrator.port(row.number)} answers {answer} {row.value[0]} ns"
+
+
 _TELL: dict[RecordKind, Callable[[_Narrator, _Row], str]] = {
     RecordKind.MACHINE: lambda _, row: f"{row.value[0]} transactions, {row.value[1]} messages",
     RecordKind.RAM: _range,
@@ -235,6 +255,19 @@ _TELL: dict[RecordKind, Callable[[_Narrator, _Row], str]] = {
         f"{_unit_number(n, row)} command {row.value[0]}, invalidation {row.value[1]}, "
         f"wait {row.value[2]} ns" + (", by hand" if row.size else "")
     ),
+    RecordKind.ATS: lambda n, row: (
+        f"{_answers(n, row)}, {row.value[2] & U32} sets of {row.value[2] >> 32}"
+    ),
+    RecordKind.ATS_ENABLE: lambda n, row: f"{n.port(row.number)} {'on' if row.size else 'off'}",
+    RecordKind.ATS_ANSWER: _answers,
+    RecordKind.ATS_DROP: lambda n, row: (
+        f"{n.port(row.number)} {row.value[0]:#x}..{row.value[1]:#x}"
+    ),
+    RecordKind.ATS_COMPLETE: lambda n, row: (
+        f"{n.port(row.number)} ITags {row.value[0]:#x}, one of {row.size}"
+    ),
+    RecordKind.RULE: _rule,
+    RecordKind.NO_RULES: _port_number,
     RecordKind.TIME: lambda _, row: f"{row.value[0]} ns",
     RecordKind.FETCH: _fetch,
     RecordKind.STORE: _store,

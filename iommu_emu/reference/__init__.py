@@ -29,7 +29,9 @@ __all__ = [
     "Node",
     "Visit",
     "Walker",
+    "ats_range",
     "in_interrupt_range",
+    "nothing",
     "pass_through",
 ]
 
@@ -88,6 +90,7 @@ class Answer:
         permissions: effective over the whole walk.
         domain: domain ID of the context entry, 0 if none was used.
         snoop: the leaf forces snooping.
+        untranslated: to a translation request: the device has to use untranslated requests (U).
         failure: why it is not served, or None.
         recorded: the fault is to be recorded.
         visited: entries that were read, in order; not part of comparisons.
@@ -99,6 +102,7 @@ class Answer:
     permissions: Access = Access.NONE
     domain: int = 0
     snoop: bool = False
+    untranslated: bool = False
     failure: Failure | None = None
     recorded: bool = False
     visited: tuple[Visit, ...] = field(default=(), compare=False, repr=False)
@@ -137,6 +141,8 @@ class Answer:
                 expected[name], found[name] = getattr(self, name), getattr(result, name)
             expected["snoop"] = self.snoop
             found["snoop"] = bool(result.attributes & Attribute.SNOOP)
+            expected["untranslated"] = self.untranslated
+            found["untranslated"] = bool(result.attributes & Attribute.UNTRANSLATED_ONLY)
         return [
             f"{name}: {value!r} expected, {found[name]!r} found"
             for name, value in expected.items()
@@ -163,12 +169,21 @@ class Node:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A page: base address, log2 of its size, accumulated permissions, forced snooping."""
+    """A page.
+
+    Attributes:
+        address: base address.
+        shift: log2 of its size.
+        permissions: accumulated over the walk.
+        snoop: it forces snooping.
+        untranslated: devices have to use untranslated requests for it (AMD-Vi 5.1, U).
+    """
 
     address: int
     shift: int
     permissions: Access
     snoop: bool = False
+    untranslated: bool = False
 
     def output(self, address: int) -> int:
         """Return where an input address of this page goes."""
@@ -257,6 +272,27 @@ class Walker(ABC, Generic[ContextT]):
 def in_interrupt_range(address: int) -> bool:
     """Whether an address is in FEEx_xxxxh."""
     return INTERRUPT_BASE <= address <= INTERRUPT_LAST
+
+
+def ats_range(sized: int, address: int) -> tuple[int, int]:
+    """Return the first and last input address of a device-TLB invalidation (VT-d 7.2, AMD-Vi 9.2).
+
+    Args:
+        sized: its S bit: the lowest 0 bit of the address from bit 12 on tells the size.
+        address: multiple of 4 KiB, 64 bits.
+    """
+    if not sized:
+        return address, address | 0xFFF
+    ones = address | 0xFFF
+    size = 2 * (~ones & ones + 1)
+    if size >> 64 or size == 0:
+        return 0, (1 << 64) - 1
+    return address & ~(size - 1), address | size - 1
+
+
+def nothing(domain: int) -> Answer:
+    """Return the answer to a translation request that is granted neither R nor W."""
+    return Answer(Outcome.MEMORY, domain=domain)
 
 
 def pass_through(request: Request, domain: int | None = None) -> Answer:

@@ -6,7 +6,7 @@ end, as on VT-d, so that both vendors follow one rule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from iommu_emu import reference
@@ -17,6 +17,7 @@ from iommu_emu.amdvi.structures import (
     InvalidateDevtabEntry,
     InvalidateIommuAll,
     InvalidateIommuPages,
+    InvalidateIotlbPages,
     InvalidDeviceRequest,
     IoPageFault,
     PageDirectoryEntry,
@@ -33,6 +34,7 @@ from iommu_emu.reference import (
     MemoryRead,
     Node,
     in_interrupt_range,
+    nothing,
     pass_through,
 )
 from iommu_emu.reference.oracle import Oracle
@@ -94,6 +96,7 @@ class Unit:
         np_cache: not-present entries are cached.
         exclusion: first and last address of the exclusion range, or None.
         exclude_all: it is for every device (ExclBase.Allow).
+        device_tlb: the capability has IotlbSup.
     """
 
     device_table: int
@@ -103,6 +106,7 @@ class Unit:
     np_cache: bool = False
     exclusion: tuple[int, int] | None = None
     exclude_all: bool = False
+    device_tlb: bool = False
 
     @classmethod
     def of(cls, unit: AmdviUnit) -> Unit:
@@ -119,6 +123,7 @@ class Unit:
             np_cache=unit.config.np_cache,
             exclusion=exclusion,
             exclude_all=bool(unit.field("ExclBase", "Allow")),
+            device_tlb=unit.config.device_tlbs,
         )
 
 
@@ -134,6 +139,7 @@ class Context(reference.Context):
     excluded: bool
     io_control: int
     system_management: int
+    device_tlb: bool
 
 
 class Walker(reference.Walker[Context]):
@@ -156,6 +162,9 @@ class Walker(reference.Walker[Context]):
         untranslated = request.at is AddressType.UNTRANSLATED and request.pasid is None
         if untranslated and request.access is Access.WRITE and is_interrupt(request.address):
             return Answer(Outcome.INTERRUPT, request.address)
+        asks = request.at is AddressType.TRANSLATION_REQUEST
+        if request.at is AddressType.RESERVED or (asks and not self.unit.enabled):
+            return Answer(Outcome.UNSUPPORTED)
         return None if self.unit.enabled else pass_through(request)
 
     def context(self, requester: int) -> Context | Failure:
@@ -194,15 +203,20 @@ class Walker(reference.Walker[Context]):
             excluded=bool(entry.ex),
             io_control=entry.ioctl,
             system_management=entry.sysmgt,
+            device_tlb=bool(entry.i),
         )
 
     def enter(self, context: Context, request: Request) -> Node | Leaf | Failure | Answer:
         """Apply the device table entry to this request (AMD-Vi 4.3, 7.1, 3.7)."""
-        if request.at is AddressType.TRANSLATION_REQUEST:
-            return invalid_request(0, TR)  # DTE.I needs a capability that is not there
-        if request.at is not AddressType.UNTRANSLATED:
-            return invalid_request(1)
-        special = self._special(context, request) if request.pasid is None else None
+        allowed = self.unit.device_tlb and context.device_tlb and context.valid
+        if request.at is AddressType.TRANSLATED:
+            return pass_through(request) if allowed else invalid_request(1)
+        asks = request.at is AddressType.TRANSLATION_REQUEST
+        if asks and not (allowed and context.translation_valid):
+            return invalid_request(0, TR)
+        special = None
+        if request.pasid is None:
+            special = _special_translation(request) if asks else self._special(context, request)
         if special is not None:
             return special
         if not context.valid:
@@ -210,7 +224,9 @@ class Walker(reference.Walker[Context]):
         if not context.translation_valid:
             return page_fault("translation-not-valid")
         if self._excluded(context, request.address):
-            return pass_through(request)
+            passed = pass_through(request)
+            # What a device may not cache, because registers can change it (AMD-Vi 3.7).
+            return replace(passed, page_shift=12, untranslated=True) if asks else passed
         if request.pasid is not None:
             return page_fault("pasid")
         if context.mode == 0:
@@ -292,7 +308,9 @@ class Walker(reference.Walker[Context]):
             shift = encoded
         if value & PageTableEntry.reserved_mask:
             return page_fault("reserved", PR | RZ)
-        return Leaf(entry.address >> shift << shift, shift, permissions, bool(entry.fc))
+        return Leaf(
+            entry.address >> shift << shift, shift, permissions, bool(entry.fc), bool(entry.u)
+        )
 
     def finish(self, context: Context, end: Leaf | Failure, request: Request) -> Answer:
         """Check permissions at the end of a walk (AMD-Vi 5.2 step 6)."""
@@ -300,6 +318,8 @@ class Walker(reference.Walker[Context]):
             return self.fail(request, context, end)
         # Page structures are cached by domain, the device's own permissions are not (AMD-Vi 13).
         permissions = end.permissions & context.permissions
+        if request.at is AddressType.TRANSLATION_REQUEST:
+            return self._completion(context, end, request, permissions)
         if request.access & ~permissions:
             return self.fail(request, context, page_fault("permission", PR | PE))
         return Answer(
@@ -311,9 +331,27 @@ class Walker(reference.Walker[Context]):
             end.snoop,
         )
 
+    @staticmethod
+    def _completion(context: Context, end: Leaf, request: Request, permissions: Access) -> Answer:
+        """Return what a translation completion grants (AMD-Vi 8)."""
+        if not permissions:
+            return nothing(context.domain)
+        return Answer(
+            Outcome.MEMORY,
+            end.output(request.address),
+            end.shift,
+            permissions,
+            context.domain,
+            end.snoop,
+            end.untranslated,
+        )
+
     def fail(self, request: Request, context: Context | None, found: Failure) -> Answer:
         """Return the answer to a faulting request: target abort (AMD-Vi 4.3, 10.3)."""
-        del request
+        if request.at is AddressType.TRANSLATION_REQUEST:
+            if found.code == PAGE_FAULT:  # no translation: no event either (AMD-Vi 8, 10.3)
+                return nothing(context.domain if context else 0)
+            found = replace(found, flags=found.flags | TR)
         suppressed = context is not None and context.suppressed
         return Answer(
             Outcome.ABORTED,
@@ -321,6 +359,15 @@ class Walker(reference.Walker[Context]):
             failure=found,
             recorded=not (found.qualified and suppressed),
         )
+
+
+def _special_translation(request: Request) -> Failure | None:
+    """Return the failure of a translation request in the special ranges (AMD-Vi 8, 10.2)."""
+    address = request.address
+    special = (HT_INTERRUPT_RESERVED, HT_SYSTEM_MANAGEMENT, HT_PORT_IO)
+    if is_interrupt(address) or any(address in there for there in special):
+        return invalid_request(1, TR)
+    return None
 
 
 def is_interrupt(address: int) -> bool:
@@ -348,7 +395,7 @@ def invalidate(oracle: Oracle[Context], command: bytes) -> None:
     Args:
         oracle: of the unit that carried it out.
         command: 16 bytes; those that invalidate neither device table entries nor translations
-            are none of the oracle's business.
+            are none of the oracle's business. INVALIDATE_IOTLB_PAGES: the device has answered.
     """
     opcode = command[7] >> 4
     if opcode == InvalidateDevtabEntry["opcode"].value:
@@ -360,6 +407,10 @@ def invalidate(oracle: Oracle[Context], command: bytes) -> None:
         oracle.invalidate_iotlb(
             domain=entry.domain_id, first=first, last=last, keep_tables=not entry.pde
         )
+    elif opcode == InvalidateIotlbPages["opcode"].value:
+        entry = InvalidateIotlbPages.parse(command)
+        first, last = invalidated_range(entry.s, entry.address)
+        oracle.invalidate_device_tlb(entry.device_id, first, last)
     elif opcode == InvalidateIommuAll["opcode"].value:
         oracle.invalidate_all()
 

@@ -11,6 +11,9 @@ from the top, reading memory as it is now; whatever the walks meet, the caches m
 on. An invalidation takes away exactly what it covers. A unit that evicts, or that has smaller
 caches, gives answers from within the same set. Entries are filled by requests alone: the oracle
 is for units that do not prefetch, and is stricter than the rule by that much.
+
+A device-TLB is one more cache: it holds what translation requests were granted, and answers in
+place of the unit until an invalidation of its own covers it.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Generic
 
-from iommu_emu.core import Outcome, Request
-from iommu_emu.reference import Answer, ContextT, Failure, Leaf, Node, Walker
+from iommu_emu.core import Access, AddressType, Outcome, Request
+from iommu_emu.reference import Answer, ContextT, Failure, Leaf, Node, Walker, nothing
 
 __all__ = ["Oracle"]
 
@@ -51,6 +54,20 @@ class _Table:
     node: Node | Failure
 
 
+@dataclass(frozen=True)
+class _Granted:
+    """What a device-TLB may hold for one page."""
+
+    first: int
+    shift: int
+    address: int
+    permissions: Access
+    untranslated: bool
+
+    def overlaps(self, first: int, last: int) -> bool:
+        return self.first <= last and first < self.first + (1 << self.shift)
+
+
 class Oracle(Generic[ContextT]):
     """Tracks what the caches of one unit may hold.
 
@@ -72,6 +89,7 @@ class Oracle(Generic[ContextT]):
         self._contexts: dict[int, set[ContextT | Failure]] = defaultdict(set)
         self._tables: dict[int, set[_Table]] = defaultdict(set)
         self._translations: dict[int, set[_Translation[ContextT]]] = defaultdict(set)
+        self._device_tlbs: dict[int, set[_Granted]] = defaultdict(set)
 
     # ---- requests ----------------------------------------------------------------------------
 
@@ -80,26 +98,61 @@ class Oracle(Generic[ContextT]):
         early = self.walker.admit(request)
         if early is not None:
             return {early}
-        answers = {
-            self._answer(entry.context, entry.end, request)
-            for entry in self._hits(request)
-            if not self.by_domain
-        }
+        hits = [] if self.by_domain else list(self._hits(request))
+        plain = request.at is AddressType.UNTRANSLATED
+        answers = {self._answer(entry.context, entry.end, request) for entry in hits if plain}
         fresh = self.walker.context(request.requester)
         known = self._contexts[request.requester]
         for context in known | {fresh}:
             if isinstance(context, Failure):
                 answers.add(self.walker.fail(request, None, context))
-            else:
-                answers |= self._walks(context, request)
+                continue
+            if request.at is AddressType.TRANSLATION_REQUEST and isinstance(
+                self.walker.enter(context, request), Node | Leaf
+            ):
+                # Whether the device may ask is its context's matter, before any other cache.
+                answers |= {self._answer(entry.context, entry.end, request) for entry in hits}
+            answers |= self._walks(context, request)
         if self.negative or not isinstance(fresh, Failure):
             known.add(fresh)
+        return answers
+
+    def allowed_through_device_tlb(self, request: Request) -> set[Answer]:
+        """Return every right answer to a request of a device that uses its device-TLB.
+
+        Args:
+            request: as it would be without ATS; it does not cross a 4 KiB page.
+
+        Returns:
+            Of the request that it sends, or of the translation request that it sent in vain: one
+            that grants nothing means that it sends nothing.
+        """
+        page = request.address & ~((1 << PAGE_SHIFT) - 1)
+        at = AddressType.TRANSLATION_REQUEST
+        asked = replace(request, address=page, length=8, access=Access.READ, at=at)
+        granted = self._device_tlbs[request.requester]
+        answers = set()
+        for answer in self.allowed(asked):
+            if answer.failure is not None:
+                answers.add(answer)
+                continue
+            if answer.permissions:
+                granted.add(_grant(answer, asked.address))
+            if request.access & ~answer.permissions:
+                answers.add(nothing(answer.domain))
+        for entry in list(granted):
+            if entry.overlaps(request.address, request.address):
+                if request.access & ~entry.permissions:
+                    continue
+                answers |= self.allowed(_translated(entry, request))
         return answers
 
     def _hits(
         self, request: Request, domain: int | None = None
     ) -> Iterator[_Translation[ContextT]]:
         key = request.requester if domain is None else domain
+        if request.at is AddressType.TRANSLATED:
+            return  # the context alone decides (VT-d 6.3, AMD-Vi 8)
         for entry in self._translations[key]:
             if entry.overlaps(request.address, request.address):
                 yield entry
@@ -150,6 +203,8 @@ class Oracle(Generic[ContextT]):
         return replace(end, address=request.address) if end.outcome is Outcome.MEMORY else end
 
     def _cached(self, context: ContextT, end: Leaf | Failure | Answer, request: Request) -> bool:
+        if request.at is AddressType.TRANSLATED:
+            return False
         if isinstance(end, Leaf):
             return self.negative or bool(end.permissions)
         if isinstance(end, Failure):
@@ -213,11 +268,44 @@ class Oracle(Generic[ContextT]):
                     t for t in tables if t.first <= last and first < t.first + (1 << t.shift)
                 }
 
+    def invalidate_device_tlb(
+        self, requester: int, first: int = 0, last: int = (1 << 64) - 1
+    ) -> None:
+        """Forget what a device may hold, once it has answered (VT-d 7.2, AMD-Vi 9.2).
+
+        Args:
+            requester: of the device.
+            first: first input address.
+            last: last input address.
+        """
+        granted = self._device_tlbs[requester]
+        granted -= {entry for entry in granted if entry.overlaps(first, last)}
+
     def invalidate_all(self) -> None:
-        """Forget everything, as a reset does."""
+        """Forget everything but device-TLBs, as a reset of the unit does."""
         self._contexts.clear()
         self._tables.clear()
         self._translations.clear()
+
+
+def _grant(answer: Answer, address: int) -> _Granted:
+    """Return what a device keeps of the answer to a translation request."""
+    offset = address & ((1 << answer.page_shift) - 1)
+    return _Granted(
+        address - offset,
+        answer.page_shift,
+        answer.address - offset,
+        answer.permissions,
+        answer.untranslated,
+    )
+
+
+def _translated(entry: _Granted, request: Request) -> Request:
+    """Return the request that goes out once a device-TLB has answered."""
+    if entry.untranslated:
+        return request
+    address = entry.address + request.address - entry.first
+    return replace(request, address=address, at=AddressType.TRANSLATED)
 
 
 def _tag(context: object) -> int:

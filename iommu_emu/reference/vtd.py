@@ -18,13 +18,16 @@ from iommu_emu.reference import (
     Leaf,
     MemoryRead,
     Node,
+    ats_range,
     in_interrupt_range,
+    nothing,
     pass_through,
 )
 from iommu_emu.reference.oracle import Oracle
 from iommu_emu.vtd.structures import (
     ContextEntry,
     ContextInvalidation,
+    DeviceTlbInvalidation,
     FaultRecording,
     IotlbInvalidation,
     RootEntry,
@@ -69,6 +72,9 @@ FAILURES: dict[str, Failure] = {
 }
 """Every failure in legacy mode: code, and whether FPD suppresses it (VT-d 8.2, 10.7)."""
 
+NO_TRANSLATION = frozenset({"LGN.1.1", "LGN.2", "LGN.3"})
+"""What a translation request is told by granting it nothing ("0" in column TR of VT-d 8.2)."""
+
 UNSUPPORTED_TRANSLATION_REQUEST = frozenset({"LRT.2", "LCT.2", "LCT.5", "RTA.2", "AT"})
 """What answers a translation request with UR, not CA (column TR of VT-d 8.2)."""
 
@@ -90,6 +96,7 @@ class Unit:
         pass_through: ECAP.PT.
         snoop_control: ECAP.SC.
         device_tlb: ECAP.DT.
+        no_write_flag: ECAP.NWFS.
         major: VER.MAX.
         protected: enabled protected-memory regions, first and last address of each.
     """
@@ -106,6 +113,7 @@ class Unit:
     pass_through: bool = True
     snoop_control: bool = True
     device_tlb: bool = False
+    no_write_flag: bool = False
     major: int = 1
     protected: tuple[tuple[int, int], ...] = ()
 
@@ -133,6 +141,7 @@ class Unit:
             pass_through=bool(unit.field("ECAP", "PT")),
             snoop_control=bool(unit.field("ECAP", "SC")),
             device_tlb=bool(unit.field("ECAP", "DT")),
+            no_write_flag=bool(unit.field("ECAP", "NWFS")),
             major=unit.field("VER", "MAX"),
             protected=tuple(protected),
         )
@@ -174,6 +183,11 @@ class Walker(reference.Walker[Context]):
         plain = request.pasid is None or not self.unit.translation_enabled
         if untranslated and plain and in_interrupt_range(request.address):
             return self._interrupt_range(request)
+        if asks and plain and in_interrupt_range(request.address):
+            # VT-d 8.4, S.1 and S.2: messages are not translated.
+            if self._no_write(request):
+                return nothing(0)
+            return Answer(Outcome.MEMORY, request.address, 12, Access.WRITE, untranslated=True)
         if not self.unit.translation_enabled:
             return self._protect(request, None, pass_through(request))
         mode = self.unit.root_table >> 10 & 3
@@ -183,6 +197,9 @@ class Walker(reference.Walker[Context]):
         if request.pasid is not None:
             return self.fail(request, None, FAILURES["RTA.2"])
         return None
+
+    def _no_write(self, request: Request) -> bool:
+        return bool(request.flags & RequestFlag.NO_WRITE) and self.unit.no_write_flag
 
     def _interrupt_range(self, request: Request) -> Answer:
         # VT-d 5.4: a write of one DWORD is a message, a zero-length read is harmless.
@@ -292,13 +309,14 @@ class Walker(reference.Walker[Context]):
             if end.name == "LGN.3" and request.access & Access.WRITE:
                 end = FAILURES["LGN.2"]
             return self.fail(request, context, end)
+        if request.at is AddressType.TRANSLATION_REQUEST:
+            return self._completion(context, end, request)
         missing = request.access & ~end.permissions
         if missing & Access.WRITE:
             return self.fail(request, context, FAILURES["LGN.2"])
         harmless = (
             bool(request.flags & RequestFlag.ZERO_LENGTH)
             and self.unit.zero_length_reads
-            and request.at is AddressType.UNTRANSLATED
             and bool(end.permissions & Access.WRITE)
         )
         if missing & Access.READ and not harmless:
@@ -310,6 +328,18 @@ class Walker(reference.Walker[Context]):
             Outcome.MEMORY, output, end.shift, end.permissions, context.domain, end.snoop
         )
         return self._protect(request, context, answer)
+
+    def _completion(self, context: Context, end: Leaf, request: Request) -> Answer:
+        """Return what a translation completion grants (VT-d 6.2)."""
+        permissions = end.permissions
+        if self._no_write(request):
+            permissions &= ~Access.WRITE
+        if not permissions:
+            return nothing(context.domain)
+        output = end.output(request.address)
+        if in_interrupt_range(output):
+            return self.fail(request, context, FAILURES["LGN.4"])
+        return Answer(Outcome.MEMORY, output, end.shift, permissions, context.domain, end.snoop)
 
     def _protect(self, request: Request, remapped: Context | None, answer: Answer) -> Answer:
         """Block what hits a protected region, silently (VT-d 2.11)."""
@@ -323,10 +353,10 @@ class Walker(reference.Walker[Context]):
     def fail(self, request: Request, context: Context | None, found: Failure) -> Answer:
         """Return the answer to a faulting request (VT-d 8.1 step 1, columns of 8.2)."""
         suppressed = found.suppressed or (context is not None and context.suppressed)
-        aborted = (
-            request.at is AddressType.TRANSLATION_REQUEST
-            and found.name not in UNSUPPORTED_TRANSLATION_REQUEST
-        )
+        asks = request.at is AddressType.TRANSLATION_REQUEST
+        if asks and found.name in NO_TRANSLATION:
+            return nothing(context.domain if context else 0)
+        aborted = asks and found.name not in UNSUPPORTED_TRANSLATION_REQUEST
         return Answer(
             Outcome.ABORTED if aborted else Outcome.UNSUPPORTED,
             domain=context.domain if context else 0,
@@ -368,7 +398,7 @@ def invalidate(
     Args:
         oracle: of the unit that carried it out.
         descriptor: 16 bytes; those that invalidate neither contexts nor translations are none
-            of the oracle's business.
+            of the oracle's business. Device-TLB invalidations: the device has answered.
         guest_address_width: CAP.MGAW + 1: address bits above it are ignored (VT-d 7.2).
     """
     kind = descriptor[0] & 0xF
@@ -389,6 +419,9 @@ def invalidate(
         oracle.invalidate_iotlb(
             domain=entry.did, first=first, last=first + size - 1, keep_tables=bool(entry.ih)
         )
+    elif kind == DeviceTlbInvalidation["type"].value:
+        entry = DeviceTlbInvalidation.parse(descriptor)
+        oracle.invalidate_device_tlb(entry.sid, *ats_range(entry.s, entry.addr))
 
 
 def fault_record(unit: Unit, request: Request, answer: Answer) -> int:

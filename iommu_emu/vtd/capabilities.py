@@ -23,13 +23,11 @@ UNIMPLEMENTED: dict[tuple[str, str], str] = {
     ("CAP", "PI"): "posted interrupts",
     ("CAP", "FS5LP"): "first-stage translation (5 levels)",
     ("CAP", "ECMDS"): "enhanced commands",
-    ("ECAP", "DT"): "device TLBs (ATS)",
     ("ECAP", "MTS"): "memory types (MTRRs)",
     ("ECAP", "NEST"): "nested translation",
     ("ECAP", "PRS"): "page requests",
     ("ECAP", "ERS"): "execute requests",
     ("ECAP", "SRS"): "supervisor requests",
-    ("ECAP", "NWFS"): "the no-write flag",
     ("ECAP", "EAFS"): "the extended accessed flag",
     ("ECAP", "PSS"): "PASIDs (their width)",
     ("ECAP", "PASID"): "PASIDs",
@@ -102,6 +100,8 @@ class Capabilities:
         snoop_control: leaves may force snooping (SC).
         iotlb_offset: IVA and IOTLB registers, bytes, a multiple of 16 up to 3FF0h (IRO).
         max_handle_mask: IEC invalidation covers up to 2**n entries, 0..15 (MHMV).
+        device_tlbs: the unit answers translation requests and invalidates device-TLBs (DT).
+        no_write_flag: a translation request may say that it asks for reads only (NWFS).
         second_stage: second-stage translation of scalable mode; from major version 6 on it is
             what keeps page tables available (SSTS).
         extended_interrupts_required: EIME must be 1 (EIMER).
@@ -136,6 +136,8 @@ class Capabilities:
     snoop_control: bool = True
     iotlb_offset: int = 0xF0
     max_handle_mask: int = 0
+    device_tlbs: bool = False
+    no_write_flag: bool = False
     second_stage: bool = False
     extended_interrupts_required: bool = False
     interrupts_blocked_until_remapped: bool = False
@@ -170,6 +172,8 @@ class Capabilities:
         """Refuse what the column "must be 0 unless" of VT-d 3.2 and the notes of 3.1 forbid."""
         for name, needed in (
             ("interrupt_remapping", "queued_invalidation"),
+            ("device_tlbs", "queued_invalidation"),
+            ("no_write_flag", "device_tlbs"),
             ("extended_interrupts", "interrupt_remapping"),
             ("max_handle_mask", "interrupt_remapping"),
             ("interrupt_table_invalidates", "interrupt_remapping"),
@@ -217,12 +221,14 @@ class Capabilities:
             "ECAP",
             C=self.coherent,
             QI=self.queued_invalidation,
+            DT=self.device_tlbs,
             IR=self.interrupt_remapping,
             EIM=self.extended_interrupts,
             PT=self.pass_through,
             SC=self.snoop_control,
             IRO=self.iotlb_offset // 16,
             MHMV=self.max_handle_mask,
+            NWFS=self.no_write_flag,
             SSTS=self.second_stage,
             EIMER=self.extended_interrupts_required,
             IRREQ=self.interrupts_blocked_until_remapped,
@@ -266,6 +272,8 @@ class Capabilities:
             snoop_control=bool(e["SC"]),
             iotlb_offset=16 * e["IRO"],
             max_handle_mask=e["MHMV"],
+            device_tlbs=bool(e["DT"]),
+            no_write_flag=bool(e["NWFS"]),
             second_stage=bool(e["SSTS"]),
             extended_interrupts_required=bool(e["EIMER"]),
             interrupts_blocked_until_remapped=bool(e["IRREQ"]),

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from iommu_emu.core import Access
 from iommu_emu.driver import (
+    ALL_PAGES,
     COMMAND_SIZE,
     MESSAGE_ADDRESS,
+    DeviceTlbTimeoutError,
     Domain,
     Driver,
     check_granularity,
     check_vector,
+    invalidation_address,
 )
 from iommu_emu.page_table import PAGE_SIZE, EntryFormat
+from iommu_emu.pci.ats import MOST_PENDING
 from iommu_emu.vtd.capabilities import Capabilities
 from iommu_emu.vtd.faults import FaultRecord
 from iommu_emu.vtd.structures import (
+    DESCRIPTORS,
     ContextEntry,
     ContextInvalidation,
+    DeviceTlbInvalidation,
     IotlbInvalidation,
     RootEntry,
     WaitDescriptor,
@@ -30,7 +39,7 @@ from iommu_emu.vtd.unit import VtdUnit
 if TYPE_CHECKING:
     from iommu_emu.machine import Machine
 
-__all__ = ["SecondStageFormat", "VtdDriver"]
+__all__ = ["QueueError", "SecondStageFormat", "VtdDriver"]
 
 GRANULARITIES = {"global": 1, "domain": 2, "device": 3, "page": 3}
 FRCD_F = 1 << 127
@@ -65,10 +74,34 @@ class SecondStageFormat(EntryFormat):
         return leaf.build_int(r=int(Access.READ in permissions), w=int(Access.WRITE in permissions))
 
 
+@dataclass(frozen=True)
+class QueueError:
+    """What a driver found, and cleared, while it waited for the queue (VT-d 7.6).
+
+    Attributes:
+        name: "ITE", a device did not answer in time; or "ICE", one answered what it was not
+            asked.
+        requester: of the device.
+        head: descriptor at the queue's head.
+        prior: descriptor before it.
+    """
+
+    name: str
+    requester: int
+    head: bytes
+    prior: bytes
+
+
 class VtdDriver(Driver[VtdUnit]):
-    """Programs a VT-d unit; see `Driver` for what both vendors offer."""
+    """Programs a VT-d unit; see `Driver` for what both vendors offer.
+
+    Attributes:
+        on_queue_error: called with what is found while waiting for the queue.
+    """
 
     WAYS = ("queue", "register", "none")
+    STRUCTURES = DESCRIPTORS
+    WAIT = "invalidation wait descriptor"
     QUEUE = "invalidation queue"
     QUEUE_HEAD = "IQH"
     QUEUE_TAIL = "IQT"
@@ -81,8 +114,15 @@ class VtdDriver(Driver[VtdUnit]):
             raise ValueError("invalidation must not be 'queue': the unit has no queue")
         self._contexts: dict[int, int] = {}  # bus: address of its context table
         self._waits = 0
+        self._pending: dict[int, int] = {}  # number of a wait: its place in the queue
+        self._aborted: dict[int, int] = {}  # number of a wait: who did not answer
         self._root = 0
         self._status = 0
+        self.on_queue_error: Callable[[QueueError], None] = lambda error: None
+
+    @staticmethod
+    def _type_of(command: bytes) -> int:
+        return command[0] & 0xF
 
     # ---- bringing the unit up ----------------------------------------------------------------
 
@@ -157,55 +197,72 @@ class VtdDriver(Driver[VtdUnit]):
                 self.wait()
         return self._contexts[bus] + ContextEntry.size * (requester & 0xFF)
 
-    def attach(self, domain: Domain, requester: int, *, invalidate: bool = True) -> None:
+    def attach(
+        self,
+        domain: Domain,
+        requester: int,
+        *,
+        ats: bool = False,
+        queue_depth: int = MOST_PENDING,
+        invalidate: bool = True,
+        wait: bool = True,
+    ) -> None:
         """Let a device translate through a domain; see `Driver.attach`."""
         self._check_domain(domain)
+        if ats:
+            self._check_ats(self.unit.capabilities.device_tlbs, queue_depth)
+        table = domain.table
         entry = ContextEntry.build(
-            p=1, tt=0, ssptptr=domain.table.root, aw=domain.table.levels - 2, did=domain.id
+            p=1, tt=int(ats), ssptptr=table.root, aw=table.levels - 2, did=domain.id
         )
-        self._set_context(requester, entry, invalidate)
-        self.attached[requester] = domain.id
+        self._set_context(requester, entry, queue_depth if ats else 0, invalidate, wait)
 
-    def pass_through(self, requester: int, *, invalidate: bool = True) -> None:
+    def pass_through(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
         """Let a device reach physical memory untranslated; see `Driver.pass_through`."""
         capabilities = self.unit.capabilities
         if not capabilities.pass_through:
             raise ValueError("the unit does not support pass-through (ECAP.PT)")
         entry = ContextEntry.build(p=1, tt=2, aw=max(capabilities.levels) - 2, did=1)
-        self._set_context(requester, entry, invalidate)
-        self.attached[requester] = 1
+        self._set_context(requester, entry, 0, invalidate, wait)
 
-    def detach(self, requester: int, *, invalidate: bool = True) -> None:
+    def detach(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
         """Block a device; see `Driver.detach`."""
         if requester not in self.attached:
             raise ValueError(f"requester {requester:#06x} is not attached")
-        self._set_context(requester, bytes(ContextEntry.size), invalidate)
-        del self.attached[requester]
+        self._set_context(requester, bytes(ContextEntry.size), 0, invalidate, wait)
 
-    def _set_context(self, requester: int, entry: bytes, invalidate: bool) -> None:
+    def _set_context(
+        self, requester: int, value: bytes, queue_depth: int, invalidate: bool, wait: bool
+    ) -> None:
         """Write a context entry, and invalidate as VT-d 9.4 asks."""
         address = self.context_entry_address(requester)
         old = ContextEntry.parse(self.memory.read(address, ContextEntry.size))
-        self.memory.write(address, entry)
+        new = ContextEntry.parse(value)
+        self.memory.write(address, value)
+        self._note(requester, new.did if new.p else None, queue_depth)
         if not invalidate:
             return
         if old.p:
             self.invalidate_context("device", old.did, requester)
             self.invalidate_iotlb("domain", old.did)
-            self.wait()
+            if old.tt == 1:
+                self.invalidate_device_tlb(requester)
         elif self.unit.capabilities.caching_mode:
             self.invalidate_context("device", 0, requester)
-            self.invalidate_iotlb("domain", ContextEntry.parse(entry).did)
-            self.wait()
+            self.invalidate_iotlb("domain", new.did)
         else:
             self._flush_write_buffer()
+            return
+        if wait:
+            self.wait()
 
     # ---- what mappings owe -------------------------------------------------------------------
 
     def mapped(self, domain: Domain, iova: int, size: int) -> None:
         """Do what is owed after something was mapped (VT-d 9.5, RWBF)."""
-        if self.unit.capabilities.caching_mode:
-            self.invalidate_range(domain, iova, size)
+        if self.unit.capabilities.caching_mode:  # no device-TLB holds what is not present
+            self._start_range(domain, iova, size, keep_tables=False)
+            self.wait()
         else:
             self._flush_write_buffer()
 
@@ -213,23 +270,17 @@ class VtdDriver(Driver[VtdUnit]):
         if self.unit.capabilities.write_buffer_flush:
             self.command("WBF", True, "WBFS")
 
-    def invalidate_range(
-        self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
-    ) -> None:
-        """Invalidate the translations of a range, at least, and wait."""
+    def _start_range(self, domain: Domain, iova: int, size: int, keep_tables: bool) -> None:
         first, last = iova // PAGE_SIZE, (iova + size - 1) // PAGE_SIZE
         mask = (first ^ last).bit_length()
         capabilities = self.unit.capabilities
         if capabilities.page_selective and mask <= capabilities.max_address_mask:
             self.invalidate_iotlb("page", domain.id, iova, mask, keep_tables=keep_tables)
         else:
-            self.invalidate_iotlb("domain", domain.id)
-        self.wait()
+            self._start_domain(domain)
 
-    def invalidate_domain(self, domain: Domain) -> None:
-        """Invalidate every translation of a domain, and wait."""
+    def _start_domain(self, domain: Domain) -> None:
         self.invalidate_iotlb("domain", domain.id)
-        self.wait()
 
     # ---- invalidation commands ---------------------------------------------------------------
 
@@ -297,35 +348,94 @@ class VtdDriver(Driver[VtdUnit]):
                 "IOTLB", IVT=1, IIRG=code, DID=domain_id, DW=drain["dw"], DR=drain["dr"]
             )
 
+    def invalidate_device_tlb(self, requester: int, iova: int = 0, size: int | None = None) -> None:
+        """Start a device-TLB invalidation; see `Driver.invalidate_device_tlb`.
+
+        Nothing is sent while translation is off: no device would be allowed to answer (VT-d 6.1).
+        """
+        self._check_requester(requester)
+        sized, address = (1, ALL_PAGES) if size is None else invalidation_address(iova, size)
+        if self.invalidation == "queue" and self.unit.field("GSTS", "TES"):
+            pending = self.device_tlbs.get(requester, MOST_PENDING) % MOST_PENDING
+            self.submit(
+                DeviceTlbInvalidation.build(sid=requester, mip=pending, s=sized, addr=address)
+            )
+
     def _write_fields(self, register: str, **values: int) -> None:
         info = {name: self.unit.field_info(register, name) for name in values}
         self.unit.write(register, sum(value << info[name].low for name, value in values.items()))
 
-    def wait(self) -> None:
-        """Return once every invalidation submitted so far is complete; see `Driver.wait`."""
+    def submit_wait(self) -> Callable[[], bool]:
+        """Let the unit say when everything submitted so far is complete (VT-d 7.5)."""
         if self.invalidation == "queue":
             self._waits += 1
             number = self._waits & 0xFFFF_FFFF
+            self._pending[number] = self._tail
             self.submit(WaitDescriptor.build(sw=1, status_data=number, status_address=self._status))
-            self._until(lambda: self._waited(number), "invalidation wait descriptor")
-        elif self.invalidation == "register":
-            self._wait_register("CCMD", "ICC", "CAIG")
-            self._wait_register("IOTLB", "IVT", "IAIG")
+            return partial(self._waited, number)
+        if self.invalidation == "register":
+            return self._registers_done
+        return lambda: True
 
     def _waited(self, number: int) -> bool:
-        if self.unit.field("FSTS", "IQE"):
+        status = self.unit.read("FSTS")
+        if status & self.unit.field_info("FSTS", "ICE").mask:
+            self._clear_queue_error("ICE")
+        if status & self.unit.field_info("FSTS", "ITE").mask:
+            self._abort_waits()
+        if number in self._aborted:
+            raise DeviceTlbTimeoutError(self._aborted.pop(number))
+        if status & self.unit.field_info("FSTS", "IQE").mask:
             code = self.unit.field("IQERCD", "IQEI")
             raise RuntimeError(
                 f"invalidation queue error {code} at descriptor {self._head() // COMMAND_SIZE} "
                 "(VT-d 7.6)"
             )
-        return int.from_bytes(self.memory.read(self._status, 4), "little") == number
+        if not self._written(number):
+            return False
+        self._pending.pop(number, None)
+        return True
 
-    def _wait_register(self, register: str, busy: str, performed: str) -> None:
-        self._until(lambda: not self.unit.field(register, busy), f"{register}.{busy}")
-        requested = self.unit.field(register, {"CCMD": "CIRG", "IOTLB": "IIRG"}[register])
-        if requested and not self.unit.field(register, performed):
-            raise RuntimeError(f"{register}: the unit refused the invalidation ({performed}=0)")
+    def _written(self, number: int) -> bool:
+        # Waits complete in their order, so a later one's number will do.
+        written = int.from_bytes(self.memory.read(self._status, 4), "little")
+        return (written - number) & 0xFFFF_FFFF < 1 << 31
+
+    def _abort_waits(self) -> None:
+        """Give up the waits that a time-out has aborted, and let the queue go on (VT-d 7.6).
+
+        Those are the ones that the unit has fetched, which the head may still point at; what is
+        behind it comes later.
+        """
+        requester, head = self.unit.field("IQERCD", "ITESID"), self._head()
+        to_come = (self._tail - head) % PAGE_SIZE
+        for number, position in list(self._pending.items()):
+            if position == head or (position - head) % PAGE_SIZE >= to_come:
+                del self._pending[number]
+                if not self._written(number):
+                    self._aborted[number] = requester
+        self._clear_queue_error("ITE")
+
+    def _clear_queue_error(self, name: str) -> None:
+        head = self._head()
+        at_head, before = (
+            self.memory.read(self._queue + position % PAGE_SIZE, COMMAND_SIZE)
+            for position in (head, head - COMMAND_SIZE)
+        )
+        requester = self.unit.field("IQERCD", f"{name}SID")
+        self.on_queue_error(QueueError(name, requester, at_head, before))
+        self.unit.write("FSTS", self.unit.field_info("FSTS", name).mask)
+
+    def _registers_done(self) -> bool:
+        for register, busy, wanted, performed in (
+            ("CCMD", "ICC", "CIRG", "CAIG"),
+            ("IOTLB", "IVT", "IIRG", "IAIG"),
+        ):
+            if self.unit.field(register, busy):
+                return False
+            if self.unit.field(register, wanted) and not self.unit.field(register, performed):
+                raise RuntimeError(f"{register}: the unit refused the invalidation ({performed}=0)")
+        return True
 
     # ---- faults ------------------------------------------------------------------------------
 

@@ -54,6 +54,18 @@ PRESETS: dict[str, Preset] = {
             ),
         ),
         Preset(
+            "default-ats",
+            "the same, with device-TLBs",
+            "this project's choice",
+            46,
+            lambda: Capabilities(
+                interrupt_remapping=True,
+                extended_interrupts=True,
+                max_handle_mask=15,
+                device_tlbs=True,
+            ),
+        ),
+        Preset(
             "qemu-q35",
             "QEMU's intel-iommu on q35: 3 and 4 levels, one fault record, no protected memory",
             "boot log of a Linux guest (cap d2008c222f0686 ecap f00f5a) with caching-mode=off,"
@@ -81,7 +93,7 @@ PRESETS: dict[str, Preset] = {
             "skylake-graphics",
             "Intel Core since 2015, the graphics unit: no page-selective invalidation",
             "boot logs of Coffee and Comet Lake machines: cap 1c0000c40660462 ecap 19e2ff0505e,"
-            " without PASID and ATS",
+            " without PASID",
             39,
             _logged(0x01C0_000C_4066_0462, 0x19E_2FF0_505E),
         ),
@@ -89,7 +101,7 @@ PRESETS: dict[str, Preset] = {
             "skylake-server",
             "Xeon Scalable of 2017: 48 bits, 65536 domains, eight fault records",
             "boot log of a Xeon Gold 6146: cap 8d2078c106f0466 ecap f020df,"
-            " without ATS and posted interrupts",
+            " without posted interrupts",
             46,
             _logged(0x08D2_078C_106F_0466, 0xF0_20DF),
         ),

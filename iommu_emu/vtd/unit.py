@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from iommu_emu import core
-from iommu_emu.core import Vendor, require_range
+from iommu_emu.core import U64, Vendor, require_range
 from iommu_emu.unit import Unit, UnitConfig
 from iommu_emu.vtd.capabilities import Capabilities
 from iommu_emu.vtd.faults import FaultRecord
@@ -28,6 +28,8 @@ class VtdConfig(UnitConfig):
         compress_faults: a fault of a requester that already has a record is dropped
             (VT-d 8.1 step 3, optional for hardware).
         protected_shift: log2 of the granularity of protected memory, 12..32 (N + 1 in VT-d 2.11).
+        invalidation_timeout: ns until a device-TLB invalidation that was not answered is an error
+            (ITE); 0: never. PCIe lets functions take a minute (VT-d 7.6).
 
     Raises:
         ValueError: if a value is outside its range, registers overlap, or the version does not
@@ -39,12 +41,14 @@ class VtdConfig(UnitConfig):
     minor: int = 0
     compress_faults: bool = False
     protected_shift: int = 21
+    invalidation_timeout: int = 60_000_000_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("major", self.major, 15, 1)
         require_range("minor", self.minor, 15)
         require_range("protected_shift", self.protected_shift, 32, 12)
+        require_range("invalidation_timeout", self.invalidation_timeout, U64)
         self._check_version()
         self._check_registers()
 
@@ -91,6 +95,9 @@ class VtdConfig(UnitConfig):
             "minor": self.minor,
             "compress_faults": self.compress_faults,
             "protected_shift": self.protected_shift,
+            "invalidation_timeout": (
+                self.invalidation_timeout if self.capabilities.device_tlbs else 0
+            ),
         }
 
 

@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from iommu_emu.amdvi.driver import ALL_PAGES, AmdviDriver, invalidation_address
+from iommu_emu.amdvi.driver import AmdviDriver
 from iommu_emu.amdvi.features import Features
 from iommu_emu.amdvi.unit import AmdviConfig, AmdviUnit
 from iommu_emu.core import Access, Outcome
+from iommu_emu.driver import ALL_PAGES, invalidation_address
 from iommu_emu.machine import Machine
 from iommu_emu.reference.amdvi import invalidated_range
 from iommu_emu.timing import MANUAL, Timing

@@ -71,5 +71,7 @@ def test_preset_of_a_machine_keeps_what_is_implemented(name, levels):
 
 
 def test_preset_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"^preset must be one of default, np-cache, .*'nope'$"):
+    with pytest.raises(
+        ValueError, match=r"^preset must be one of default, default-ats, np-cache, .*'nope'$"
+    ):
         preset("nope", base=BASE)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from amdvi_bench import Bench
 
-from iommu_emu.amdvi.driver import ALL_PAGES
 from iommu_emu.amdvi.structures import (
     CompletionWait,
     InvalidateDevtabEntry,
     InvalidateIommuAll,
     InvalidateIommuPages,
 )
+from iommu_emu.driver import ALL_PAGES
 
 REQUESTERS = {0x0310: 5, 0x0311: 6}
 PAGES = [0x1000, 0x2000, 0x1_0000, 0x20_0000, 0x4000_0000]

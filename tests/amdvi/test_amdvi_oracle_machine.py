@@ -11,13 +11,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from iommu_emu.amdvi.driver import ALL_PAGES, invalidation_address
 from iommu_emu.amdvi.structures import (
     InvalidateDevtabEntry,
     InvalidateIommuAll,
     InvalidateIommuPages,
 )
 from iommu_emu.core import Access, IotlbLookup, Outcome
+from iommu_emu.driver import ALL_PAGES, invalidation_address
 from iommu_emu.reference import amdvi as reference
 from iommu_emu.reference.oracle import Oracle
 

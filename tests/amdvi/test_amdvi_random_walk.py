@@ -11,6 +11,8 @@ from iommu_emu.amdvi.structures import DeviceTableEntry
 from iommu_emu.core import Access, AddressType
 
 IOVAS = [0, 0x1000, 0x1F_F000, 0x4000_0000, 0x12_3456_7000, 1 << 39, 1 << 47, (1 << 64) - 4096]
+SPECIAL = [0xFEE0_0000, 0xFD_0000_0000, 0xFD_F910_0000, 0xFD_FC00_0000]  # AMD-Vi 7.1
+ACCESSES = [Access.READ, Access.WRITE, Access.ATOMIC]
 TARGETS = [0, 0x8_0000, 0xF_F000, 0x10_0000, 0x17_F000, 0x4000_0000, 0x7FFF_F000, 1 << 39, 1 << 51]
 
 
@@ -40,10 +42,24 @@ def page_entry(draw, level):
 @given(data=st.data())
 @settings(max_examples=400, deadline=None)
 def test_random_tables_agree_with_the_reference(data):
-    bench = Bench(Features(levels=data.draw(st.sampled_from([4, 5, 6]))))
+    others = st.sampled_from([AddressType.TRANSLATION_REQUEST, AddressType.TRANSLATED])
+    compare(data, mostly(st.just(AddressType.UNTRANSLATED), others), device_tlbs=False)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_random_translation_requests_agree_with_the_reference(data):
+    at = mostly(st.just(AddressType.TRANSLATION_REQUEST), st.just(AddressType.TRANSLATED))
+    compare(data, at, device_tlbs=True)
+
+
+def compare(data, address_type, device_tlbs):
+    """Compare unit and reference on random tables, with one random request sent twice."""
+    bench = Bench(Features(levels=data.draw(st.sampled_from([4, 5, 6]))), device_tlbs=device_tlbs)
     mode = data.draw(mostly(st.integers(1, 6), st.integers(0, 7)))
     legal = [iova for iova in IOVAS if not iova >> 12 + 9 * mode] or [0]
-    iova = data.draw(mostly(st.sampled_from(legal), st.sampled_from(IOVAS)))
+    others = [*IOVAS, *SPECIAL] if device_tlbs else IOVAS
+    iova = data.draw(mostly(st.sampled_from(legal), st.sampled_from(others)))
     device_entry = DeviceTableEntry.build_int(
         v=data.draw(mostly(st.just(1), st.just(0))),
         tv=data.draw(mostly(st.just(1), st.just(0))),
@@ -52,6 +68,7 @@ def test_random_tables_agree_with_the_reference(data):
         ir=data.draw(mostly(st.just(1), st.just(0))),
         iw=data.draw(mostly(st.just(1), st.just(0))),
         iv=data.draw(st.integers(0, 1)),
+        i=int(device_tlbs) and data.draw(mostly(st.just(1), st.just(0))),
         domain_id=data.draw(st.integers(0, 0xFFFF)),
     )
     # Anything but SE, which needs a history of faults, and GV with its guest tables.
@@ -60,15 +77,12 @@ def test_random_tables_agree_with_the_reference(data):
     bench.write(DEVICES + 32 * REQUESTER, device_entry.to_bytes(32, "little"))
     for level in range(1, min(mode, 6) + 1):
         bench.write(bench.entry(level, iova), data.draw(page_entry(level)))
+    at = data.draw(address_type)
+    asks = at is AddressType.TRANSLATION_REQUEST
     request = bench.request(
         iova + data.draw(st.sampled_from([0, 4, 0x123, 0xFFC])),
-        data.draw(st.sampled_from([Access.READ, Access.WRITE, Access.ATOMIC])),
-        at=data.draw(
-            mostly(
-                st.just(AddressType.UNTRANSLATED),
-                st.sampled_from([AddressType.TRANSLATION_REQUEST, AddressType.TRANSLATED]),
-            )
-        ),
+        Access.READ if asks else data.draw(st.sampled_from(ACCESSES)),
+        at=at,
         length=data.draw(st.sampled_from([1, 4])),
     )
     result = bench.check(request)

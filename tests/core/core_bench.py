@@ -81,10 +81,10 @@ TE, SRTP, WBF, QIE, IRE, SIRTP, CFI = (1 << n for n in (31, 30, 27, 26, 25, 24, 
 ONE_SHOT = SRTP | WBF | SIRTP
 
 # FSTS (2.8), event control (2.9).
-PFO, PPF, IQE = 1 << 0, 1 << 1, 1 << 4
+PFO, PPF, IQE, ICE, ITE = (1 << n for n in (0, 1, 4, 5, 6))
 IM, IP = 1 << 31, 1 << 30
 
-DEVICE_TLB, PASID = 1 << 2, 1 << 40  # ECAP.DT, ECAP.PASID
+PASID = 1 << 40  # ECAP
 
 GLOBAL, DOMAIN, SELECTIVE = 1, 2, 3
 
@@ -164,8 +164,8 @@ class Table:
 class Bench:
     """One machine, one unit at BASE that serves segment 0.
 
-    Named capabilities are arguments of `Capabilities`; `device_tlb` and `pasid` add ECAP.DT and
-    ECAP.PASID, which the core knows and the Python configuration does not offer yet.
+    Named capabilities are arguments of `Capabilities`; `pasid` adds ECAP.PASID, which the core
+    knows and the Python configuration does not offer yet.
     """
 
     def __init__(
@@ -183,13 +183,15 @@ class Bench:
         protected_shift: int = 21,
         device_tlb: bool = False,
         pasid: bool = False,
+        timeout: int = 0,
         transactions: int = 64,
         messages: int = 1024,
         trace_events: int = 0,
         **capabilities: Any,
     ) -> None:
         self.capabilities = Capabilities(
-            **({"fault_offset": 0x400, "iotlb_offset": 0x300} | capabilities)
+            **({"fault_offset": 0x400, "iotlb_offset": 0x300} | capabilities),
+            device_tlbs=device_tlb,
         )
         self.machine = CoreMachine(transactions, messages, trace_events)
         self.ram = Region(RAM)
@@ -205,11 +207,12 @@ class Bench:
                 "timing": timing.parameters(),
             },
             "cap": self.capabilities.cap,
-            "ecap": self.capabilities.ecap | device_tlb * DEVICE_TLB | pasid * PASID,
+            "ecap": self.capabilities.ecap | pasid * PASID,
             "major": major,
             "minor": minor,
             "compress_faults": compress,
             "protected_shift": protected_shift,
+            "invalidation_timeout": timeout,
         }
         self.unit: CoreUnit = self.machine.create_vtd(self.config)
         self.machine.route(0, 0, 0xFFFF, self.unit)
@@ -387,6 +390,10 @@ def iotlb_descriptor(
     g: int, did: int = 0, address: int = 0, am: int = 0, ih: int = 0, dw: int = 0, dr: int = 0
 ) -> tuple[int, int]:
     return 2 | g << 4 | dw << 6 | dr << 7 | did << 16, address | ih << 6 | am
+
+
+def device_descriptor(sid: int, address: int = 0, size: int = 0, mip: int = 0) -> tuple[int, int]:
+    return 3 | mip << 16 | sid << 32, address | size
 
 
 def interrupt_descriptor(g: int = 0, index: int = 0, im: int = 0) -> tuple[int, int]:

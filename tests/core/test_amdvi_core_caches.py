@@ -219,7 +219,7 @@ def test_invalidate_all_empties_every_cache(bench: Amdvi) -> None:
     bench.attach().map(0x5000, 0x9000)
     bench.reads(0x5000)
     bench.submit(invalidate_all())
-    assert [bench.unit.entries(cache) for cache in CacheId] == [[], [], [], []]
+    assert all(bench.unit.entries(cache) == [] for cache in CacheId)
 
 
 # ---- identity ---------------------------------------------------------------------------------

@@ -255,6 +255,7 @@ def test_every_cause_has_a_known_code_and_its_name() -> None:
         4: {"PAGE_TAB_HARDWARE_ERROR"},
         5: {"ILLEGAL_COMMAND_ERROR"},
         6: {"COMMAND_HARDWARE_ERROR"},
+        7: {"IOTLB_INV_TIMEOUT"},
         8: {"INVALID_DEVICE_REQUEST"},
     }
     found: dict[int, set[str]] = {}

@@ -20,13 +20,16 @@ from hit_cost import build, instructions
 from journal_bench import rows, started
 
 from iommu_emu.core import (
+    AddressType,
     ConfigValue,
     CoreMachine,
     Journal,
     JournalEnd,
+    PortRule,
     RecordKind,
     Reset,
     StateError,
+    Verdict,
 )
 from iommu_emu.timing import IMMEDIATE, Timing
 
@@ -97,13 +100,15 @@ def test_journal_numbers_the_ports_that_are_left(bench: Bench) -> None:
     gone, first, second = (bench.port(requester) for requester in (1, 2, 3))
     gone.destroy()
     second.set_latency(5, 6)
+    second.set_rules([PortRule(Verdict.PEER, frozenset(AddressType), 7, 8, (9, 10))])
     first.remove()
     told = rows(Journal(bench.machine))
-    assert told[-4:] == [
+    assert told[-5:] == [
         (RecordKind.PORT, 0, 2, 0),
         (RecordKind.PORT_REMOVE, 0, 0, 0),
         (RecordKind.PORT, 0, 3, 1),
         (RecordKind.LATENCY, 0, 0, 1, 5, 6),
+        (RecordKind.RULE, Verdict.PEER, 0b1111, 1, 7, 8, 9, 10),
     ]
 
 

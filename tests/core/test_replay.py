@@ -10,27 +10,36 @@ import pytest
 from core_bench import (
     DEVICE,
     GLOBAL,
+    ICE,
     IRE,
+    ITE,
     OTHER,
     SIRTP,
     WRITE,
     Bench,
+    device_descriptor,
     iotlb_descriptor,
     wait_descriptor,
 )
 
 from iommu_emu.core import (
+    AddressType,
+    Answer,
     CacheId,
     CoreMachine,
     Journal,
     MessageKind,
     NotRamError,
     Played,
+    Port,
+    PortRule,
     RecordKind,
     ReplayOutcome,
     Vendor,
+    Verdict,
     play,
 )
+from iommu_emu.geometry import CacheGeometry
 from iommu_emu.timing import Timing
 
 Records = np.ndarray[Any, Any]
@@ -41,7 +50,7 @@ MSI = 0xFEE0_1000
 def everything(bench: Bench) -> None:
     """Do something of each kind, in flight and at once, right and wrong."""
     machine = bench.machine
-    table = bench.attach()
+    table = bench.attach(tt=1)
     table.map(0x5000, 0x20_0000)
     table.map(0x8000, BAR)
     bench.write("FECTL", 0)
@@ -74,7 +83,10 @@ def everything(bench: Bench) -> None:
     bench.unit.set_timing(Timing(manual=True).parameters())
     bench.submit(wait_descriptor(interrupt=1))
     bench.unit.step()
+    use_device_tlb(bench, bench.port())
     other.set_requester(DEVICE)
+    other.set_rules([PortRule(Verdict.REFUSE, frozenset(AddressType), 0x1000, 0x1FFF)])
+    other.write(0x1000, b"refused")
     other.remove()
     other.destroy()
     with pytest.raises(ValueError, match="overlaps"):
@@ -84,8 +96,23 @@ def everything(bench: Bench) -> None:
     bench.read("GSTS")
 
 
+def use_device_tlb(bench: Bench, port: Port) -> None:
+    tlb = port.add_device_tlb(CacheGeometry(4, 4).parameters(), Answer.ASK, owner=3)
+    tlb.enable()
+    port.write(0x5000, b"translated")
+    port.translation_request(0x5000)
+    bench.unit.set_timing(Timing().parameters())
+    bench.submit(device_descriptor(DEVICE))
+    tlb.drop()
+    port.complete_invalidation(1)
+    tlb.set_answer(Answer.WRONG_TAG, delay=10)
+    bench.submit(device_descriptor(DEVICE), wait_descriptor(interrupt=1))
+    bench.machine.advance_to(bench.machine.now + 1000)
+    bench.write("FSTS", ITE | ICE)
+
+
 def journal_of(run: Callable[[Bench], None], **arguments: Any) -> Records:
-    bench = Bench(**arguments)
+    bench = Bench(**({"device_tlb": True, "timeout": 500} | arguments))
     journal = Journal(bench.machine)
     run(bench)
     records = journal.take()

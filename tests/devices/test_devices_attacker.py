@@ -1,10 +1,7 @@
 import pytest
 
-from iommu_emu import Machine
 from iommu_emu.devices import Attacker
 from iommu_emu.devices.attacker import DATA_SIZE
-from iommu_emu.vtd.driver import VtdDriver
-from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 
 ADDRESS, LENGTH, COMMAND, STATUS, FAULT, DATA = 0x00, 0x08, 0x0C, 0x10, 0x14, 0x800
 NEVER, PENDING, DONE, UNSUPPORTED, REMOVED = 0, 1, 2, 3, 5
@@ -12,21 +9,8 @@ READ, WRITE = 1, 2
 
 
 @pytest.fixture
-def machine():
-    return Machine(4 << 20)
-
-
-@pytest.fixture
 def attacker(machine):
     return machine.attach(Attacker(), "00:05.0")
-
-
-@pytest.fixture
-def driver(machine):
-    unit = VtdUnit(machine, VtdConfig(base=0xFED9_0000))
-    driver = VtdDriver(machine, unit, range(0x10_0000, 0x20_0000))
-    driver.start()
-    return driver
 
 
 @pytest.fixture

@@ -3,26 +3,11 @@ import pytest
 from iommu_emu import AddressType, Bridge, Machine, Status
 from iommu_emu.core import AtomicKind
 from iommu_emu.devices import MaliciousDevice
-from iommu_emu.vtd.driver import VtdDriver
-from iommu_emu.vtd.unit import VtdConfig, VtdUnit
-
-
-@pytest.fixture
-def machine():
-    return Machine(4 << 20)
 
 
 @pytest.fixture
 def attack(machine):
     return machine.attach(MaliciousDevice(), "00:05.0")
-
-
-@pytest.fixture
-def driver(machine):
-    unit = VtdUnit(machine, VtdConfig(base=0xFED9_0000))
-    driver = VtdDriver(machine, unit, range(0x10_0000, 0x20_0000))
-    driver.start()
-    return driver
 
 
 def test_malicious_reads_any_memory_without_an_iommu(machine, attack):

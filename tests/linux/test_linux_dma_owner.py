@@ -408,6 +408,14 @@ def test_type_change_while_a_driver_is_bound_is_refused(ownership, nic):
         ownership.check_type_change()
 
 
+def test_type_change_while_a_driver_is_bound_was_busy_before(machine, group, nic):
+    ownership = DmaOwnership(machine, group, KernelAge.LINUX_6_1)
+    ownership.bind(nic, E1000E)
+    with pytest.raises(RefusedError, match=r"^-EBUSY: 0000:01:01.0 is bound to e10") as refusal:
+        ownership.check_type_change()
+    assert refusal.value.log == "iommu: Device is still bound to driver"
+
+
 def test_type_change_while_user_space_owns_the_group_is_refused(ownership):
     ownership.claim(USER)
     with pytest.raises(RefusedError, match=r"^-EPERM: group 0 is owned by QEMU$"):
@@ -496,7 +504,7 @@ def test_notifier_unbind_makes_a_group_viable(notifier, nic):
 def test_notifier_device_that_comes_to_a_live_group_is_a_warning(notifier, nic):
     notifier.open()
     notifier.device_added(nic)
-    assert notifier.warnings == ["WARNING: 0000:01:01.0 came to live group 0"]
+    assert notifier.warnings == ["pci 0000:01:01.0: Device added to live group 0!"]
 
 
 def test_notifier_device_that_comes_to_an_idle_group_is_nothing(notifier, nic):

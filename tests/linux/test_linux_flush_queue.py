@@ -60,6 +60,22 @@ class Bench:
         return [iova for iova, _, _ in self.released]
 
 
+def test_flush_queue_flush_releases_everything_at_once() -> None:
+    bench = Bench(cpus=2, delay=100)
+    bench.put(1, cpu=1)
+    bench.put(2)
+    bench.queue.flush()
+    assert bench.released == [(2, 100, 0), (1, 100, 0)]
+
+
+@pytest.mark.parametrize("cpu", [0, 1])
+def test_flush_queue_says_which_cpu_began_the_last_flush(cpu: int) -> None:
+    bench = Bench(cpus=2)
+    bench.put(1, cpu=cpu)
+    bench.clock.advance(10 * MILLISECOND)
+    assert bench.queue.flushing_cpu == cpu
+
+
 # ---- the timer ---------------------------------------------------------------------------------
 
 

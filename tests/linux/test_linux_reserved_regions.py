@@ -199,7 +199,7 @@ def test_rmrr_device_is_refused_a_user_domain_by_the_old_driver(vtd, disk):
     with pytest.raises(RefusedError, match=r"^-EPERM: 0000:00:05.0 may go on") as refusal:
         check_user_domain(vtd, disk, KernelAge.LINUX_6_1)
     assert refusal.value.log == (
-        "vfio-pci 0000:00:05.0: Device is ineligible for IOMMU domain attach "
+        "vfio-pci 0000:00:05.0: DMAR: Device is ineligible for IOMMU domain attach "
         "due to platform RMRR requirement"
     )
 

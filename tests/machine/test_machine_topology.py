@@ -4,6 +4,7 @@ from iommu_emu import Bridge, Device, PortType, Status
 from iommu_emu.core import StateError
 from iommu_emu.pci.address import format_requester, parse_address, requester_id
 from iommu_emu.pci.capabilities import Acs
+from iommu_emu.pci.function import Bar
 
 
 class Conventional(Device):
@@ -166,3 +167,13 @@ def test_secondary_bus_reset_resets_what_is_below(machine, root_port):
     machine.attach(Resettable(), under=root_port)
     machine.config_write("00:1c.0", 0x3E, 2, 1 << 6)
     assert resets == [0]
+
+
+def test_bridge_has_room_for_two_bars():
+    assert set(Bridge("bridge", bars=(Bar(0, 4096), Bar(1, 4096))).bars) == {0, 1}
+
+
+@pytest.mark.parametrize("bar", [Bar(2, 4096), Bar(1, 4096, wide=True)])
+def test_bridge_bar_where_its_bus_numbers_are_is_an_error(bar):
+    with pytest.raises(ValueError, match="BARs of a bridge must be 0 and 1, not"):
+        Bridge("bridge", bars=(bar,))

@@ -74,7 +74,7 @@ steps = st.lists(
         ranges,
         st.sampled_from([RW, Access.READ, Access.WRITE]),
         st.sampled_from([None, [4096], [4096, 1 << 21]]),
-        st.booleans(),
+        st.sampled_from(["map", "unmap", "unmap, keep tables"]),
     ),
     max_size=8,
 )
@@ -89,15 +89,16 @@ def test_what_is_mapped_is_what_the_walker_sees(vendor, steps):
     table = PageTable(memory, frames, entry_format(vendor), LEVELS)
     walker = walker_over(vendor, memory, table.root)
     probes = set()
-    for (iova, size, physical), permissions, sizes, unmap in steps:
+    for (iova, size, physical), permissions, sizes, action in steps:
         probes |= {iova, iova + size - 4, max(iova - 4, 0), iova + size}
         if sizes == [4096]:
             size = min(size, 0x20_1000)
         try:
-            if unmap:
-                frames.release(table.unmap(iova, size))
-            else:
+            if action == "map":
                 table.map(iova, physical, size, permissions, sizes)
+            else:
+                keep = action != "unmap"
+                frames.release(table.unmap(iova, size, keep_tables=keep))
         except ValueError:
             pass  # refused: then nothing may have changed
         for probe in probes:
@@ -117,6 +118,43 @@ def test_unmapping_everything_gives_every_table_back(vendor):
     frames.release(table.unmap(1 << 47, 0x3000))
     assert frames.available == before
     assert memory.read(table.root, 4096) == bytes(4096)
+
+
+@pytest.fixture
+def table():
+    memory = Memory()
+    return PageTable(memory, FrameAllocator(memory, FRAMES), entry_format("vtd"), LEVELS)
+
+
+def test_unmapping_can_keep_tables_that_it_does_not_cover_whole(table):
+    table.map(0, 0, 0x3000, RW)
+    tables = table.frames()
+    assert table.unmap(0, 0x3000, keep_tables=True) == []
+    assert (table.frames(), table.mapped) == (tables, 0)
+
+
+def test_unmapping_gives_back_tables_that_it_covers_whole(table):
+    table.map(0x1F_F000, 0, 0x20_2000, RW, [4096])
+    tables = table.frames()
+    (freed,) = table.unmap(0x1F_F000, 0x20_2000, keep_tables=True)
+    assert set(table.frames()) == set(tables) - {freed}
+
+
+def test_mapping_uses_a_table_that_was_kept_instead_of_a_large_page(table):
+    table.map(0, 0, 0x1000, RW)
+    table.unmap(0, 0x1000, keep_tables=True)
+    tables = table.frames()
+    table.map(0, 0, 0x20_0000, RW)
+    assert table.frames() == tables
+    assert table.entry_address(1, 0x1F_F000) is not None
+
+
+def test_mapping_of_large_pages_only_does_not_replace_a_table_that_was_kept(table):
+    table.map(0, 0, 0x1000, RW)
+    table.unmap(0, 0x1000, keep_tables=True)
+    with pytest.raises(ValueError, match="do not fit between the tables"):
+        table.map(0, 0, 0x20_0000, RW, [1 << 21])
+    assert table.mapped == 0
 
 
 def test_entry_address_is_where_the_walker_reads():

@@ -40,7 +40,6 @@ def test_parse_is_the_inverse():
         ("cap", 3, "advanced fault logging (CAP.AFL)"),
         ("cap", 59, "posted interrupts (CAP.PI)"),
         ("cap", 61, "enhanced commands (CAP.ECMDS)"),
-        ("ecap", 2, "device TLBs (ATS) (ECAP.DT)"),
         ("ecap", 25, "memory types (MTRRs) (ECAP.MTS)"),
         ("ecap", 29, "page requests (ECAP.PRS)"),
         ("ecap", 40, "PASIDs (ECAP.PASID)"),
@@ -62,7 +61,7 @@ def test_parse_refuses_reserved_bits():
 
 
 def test_masked_drops_what_is_not_implemented():
-    capabilities = Capabilities.masked(SKYLAKE[0] | 1 << 59, SKYLAKE[1] | 1 << 2 | 1 << 43)
+    capabilities = Capabilities.masked(SKYLAKE[0] | 1 << 59, SKYLAKE[1] | 1 << 29 | 1 << 43)
     assert (capabilities.cap, capabilities.ecap) == SKYLAKE
 
 
@@ -98,6 +97,11 @@ def test_every_unimplemented_field_exists_in_the_register_table():
             {"interrupt_table_invalidates": True},
             "interrupt_table_invalidates needs interrupt_remapping",
         ),
+        (
+            {"queued_invalidation": False, "device_tlbs": True},
+            "device_tlbs needs queued_invalidation",
+        ),
+        ({"no_write_flag": True}, "no_write_flag needs device_tlbs"),
         (
             {"interrupts_blocked_until_remapped": True},
             "interrupts_blocked_until_remapped needs interrupt_remapping",
@@ -163,8 +167,8 @@ def test_preset_makes_a_configuration_and_says_where_it_comes_from(name):
         ("qemu-q35", 0x80D2_008C_222F_0606, 0xF0_0F5A),
         ("qemu-q35-caching-mode", 0x80D2_008C_222F_0686, 0xF0_0F5A),
         ("skylake-client", *SKYLAKE),
-        ("skylake-graphics", 0x00C0_000C_4066_0462, 0xF0_505A),
-        ("skylake-server", 0x00D2_078C_106F_0466, 0xF0_20DB),
+        ("skylake-graphics", 0x00C0_000C_4066_0462, 0x2_00F0_505E),
+        ("skylake-server", 0x00D2_078C_106F_0466, 0xF0_20DF),
     ],
 )
 def test_preset_reports_the_words_of_its_machine(name, cap, ecap):
@@ -178,5 +182,5 @@ def test_preset_can_be_changed():
 
 
 def test_preset_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"^preset must be one of default, qemu-q35, .*'nope'$"):
+    with pytest.raises(ValueError, match=r"^preset must be one of default, default-ats, .*'nope'$"):
         preset("nope", base=BASE)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from vtd_bench import CONTEXT, REQUESTER, ROOT, Bench
 
-from iommu_emu.core import Access, AddressType
+from iommu_emu.core import Access, AddressType, RequestFlag
 from iommu_emu.reference import INTERRUPT_BASE
 from iommu_emu.vtd.capabilities import Capabilities
 from iommu_emu.vtd.structures import ContextEntry, RootEntry
@@ -71,7 +73,22 @@ def page_entry(draw, level):
 @given(data=st.data())
 @settings(max_examples=400, deadline=None)
 def test_random_tables_agree_with_the_reference(data):
-    chosen = data.draw(capabilities)
+    at = mostly(st.just(AddressType.UNTRANSLATED), st.sampled_from(AddressType))
+    compare(data, data.draw(capabilities), mostly(st.just(0), st.integers(0, 3)), at)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_random_translation_requests_agree_with_the_reference(data):
+    chosen = replace(
+        data.draw(capabilities), device_tlbs=True, no_write_flag=data.draw(st.booleans())
+    )
+    at = mostly(st.just(AddressType.TRANSLATION_REQUEST), st.just(AddressType.TRANSLATED))
+    compare(data, chosen, mostly(st.just(1), st.integers(0, 3)), at)
+
+
+def compare(data, chosen, translation_type, address_type):
+    """Compare unit and reference on random tables, with one random request sent twice."""
     width = data.draw(st.sampled_from([36, 39, 46, 52]))
     if width > chosen.guest_address_width:
         width = 36
@@ -84,7 +101,7 @@ def test_random_tables_agree_with_the_reference(data):
     context_entry = {
         "p": 1,
         "fpd": data.draw(mostly(st.just(0), st.just(1))),
-        "tt": data.draw(mostly(st.just(0), st.integers(0, 3))),
+        "tt": data.draw(translation_type),
         "ssptptr": data.draw(mostly(st.just(bench.table(levels)), st.just(1 << 20))),
         "aw": levels - 2,
         "did": data.draw(mostly(st.integers(0, 15), st.integers(0, 0xFFFF))),
@@ -98,10 +115,11 @@ def test_random_tables_agree_with_the_reference(data):
         bench.write(bench.entry(level, iova), data.draw(page_entry(level)))
     request = bench.request(
         iova + data.draw(st.sampled_from([0, 4, 0x123, 0xFFC])),
-        data.draw(st.sampled_from([Access.READ, Access.WRITE, Access.ATOMIC])),
-        at=data.draw(mostly(st.just(AddressType.UNTRANSLATED), st.sampled_from(AddressType))),
+        data.draw(mostly(st.just(Access.READ), st.sampled_from([Access.WRITE, Access.ATOMIC]))),
+        at=data.draw(address_type),
         pasid=data.draw(mostly(st.none(), st.just(1))),
         length=data.draw(st.sampled_from([1, 4])),
+        flags=data.draw(st.sampled_from([RequestFlag.NONE, RequestFlag.NO_WRITE])),
     )
     result = bench.check(request)
     event(result.cause.name if result.cause else result.outcome.name)

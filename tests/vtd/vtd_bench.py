@@ -94,9 +94,10 @@ class Bench:
         at: AddressType = AddressType.UNTRANSLATED,
         pasid: int | None = None,
         zero_length: bool = False,
+        flags: RequestFlag = RequestFlag.NONE,
     ) -> Request:
         """Return a request of the default requester."""
-        flags = RequestFlag.ZERO_LENGTH if zero_length else RequestFlag.NONE
+        flags |= RequestFlag.ZERO_LENGTH if zero_length else RequestFlag.NONE
         return Request(iova, length, requester, access, at, pasid, flags)
 
     def translate(self, request: Request) -> Result:

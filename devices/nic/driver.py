@@ -1,64 +1,34 @@
-"""A small software driver for a ring NIC: rings in RAM, buffers that are mapped for one transfer.
-
-How a buffer is mapped is the caller's business: a direct mapping, the DMA API of an operating
-system, or anything else with the two methods of `Mapper`.
-"""
+"""A small software driver: rings in RAM, buffers that are mapped for one transfer."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
-from iommu_emu.devices.nic import (
-    DESCRIPTOR,
-    END_OF_FRAME,
+from iommu_emu.devices.driver import DeviceDriver
+from iommu_emu.devices.nic.controller import Nic
+from iommu_emu.devices.nic.descriptors import DESCRIPTOR, END_OF_FRAME, DescriptorStatus
+from iommu_emu.devices.nic.driver_ring import Done, DriverRing
+from iommu_emu.devices.nic.mapper import BatchMapper, Mapper, Mapping, Untranslated
+from iommu_emu.devices.nic.registers import (
+    ALL_CAUSES,
     MAX_ENTRIES,
     MIN_ENTRIES,
-    Cause,
     Control,
-    DescriptorStatus,
     NicStatus,
     Register,
 )
 from iommu_emu.direction import Direction
+from iommu_emu.memory import PAGE
 
 if TYPE_CHECKING:
-    from iommu_emu.devices.nic import Nic
     from iommu_emu.machine import Machine
 
-PAGE = 4096
-_ALL_CAUSES = sum(Cause)
 _LONGEST = 0xFFFF  # bytes of a frame
-_DONE = int(DescriptorStatus.DONE)
 
-__all__ = ["DriverRing", "Mapper", "Mapping", "NicDriver", "Received", "Untranslated"]
-
-
-class Mapper(Protocol):
-    """Gives a device access to memory, and takes it away."""
-
-    def map(self, physical: int, size: int, direction: Direction) -> int:
-        """Return the IOVA by which the device reaches a buffer from now on.
-
-        Args:
-            physical: where the CPU sees it; not necessarily the start of a page.
-            size: bytes.
-            direction: which way the device moves data; rings are BIDIRECTIONAL.
-        """
-
-    def unmap(self, iova: int, size: int, direction: Direction) -> None:
-        """Take back what `map` returned; same size, same direction."""
-
-
-class Untranslated:
-    """The mapper of a device without an IOMMU before it."""
-
-    def map(self, physical: int, size: int, direction: Direction) -> int:
-        """Return the physical address."""
-        return physical
-
-    def unmap(self, iova: int, size: int, direction: Direction) -> None:
-        """Do nothing."""
+__all__ = ["NicDriver", "Received"]
 
 
 class Received(NamedTuple):
@@ -75,56 +45,8 @@ class Received(NamedTuple):
     status: DescriptorStatus
 
 
-class Mapping(NamedTuple):
-    """A buffer that the device reaches.
-
-    Attributes:
-        physical: where the CPU sees it.
-        iova: where the device sees it.
-        size: bytes.
-    """
-
-    physical: int
-    iova: int
-    size: int
-
-
-class DriverRing:
-    """Software's view of a ring.
-
-    Attributes:
-        register: offset of its registers.
-        physical: where the CPU sees it.
-        entries: descriptors.
-        direction: of its buffers.
-        iova: where the device sees it; None: it is not mapped.
-        head: index of the descriptor that the device gives back next.
-        tail: index of the one that it gets next.
-        buffers: what the device has, from head up to tail.
-    """
-
-    def __init__(self, register: int, physical: int, entries: int, direction: Direction) -> None:
-        self.register = register
-        self.physical = physical
-        self.entries = entries
-        self.direction = direction
-        self.iova: int | None = None
-        self.head = self.tail = 0
-        self.buffers: deque[Mapping] = deque()
-
-    @property
-    def size(self) -> int:
-        """Bytes in memory."""
-        return DESCRIPTOR.size * self.entries
-
-    @property
-    def room(self) -> int:
-        """Descriptors that are free; one always stays so, or a full ring would look empty."""
-        return self.entries - 1 - len(self.buffers)
-
-
-class NicDriver:
-    """Programs one controller, as an operating system does: by registers and memory alone.
+class NicDriver(DeviceDriver[Nic]):
+    """Programs one controller.
 
     Buffers have a fixed size and lie side by side: with less than 4096 bytes, several share a
     page. Each is mapped when the controller gets it, and unmapped when it has given it back.
@@ -136,6 +58,8 @@ class NicDriver:
         mapper: how the controller reaches it; None: at its physical addresses.
         entries: descriptors of each ring, 2..4096; one of them is always left free.
         buffer_size: bytes of a buffer, 64..65535.
+        rings: memory of the receive and of the transmit ring that the controller reaches already,
+            as coherent memory is; None: part of `memory`, which the mapper maps.
 
     Attributes:
         rx: the receive ring.
@@ -144,8 +68,8 @@ class NicDriver:
         statuses: status of the last descriptor of each frame that `reclaim` found sent, or not.
 
     Raises:
-        ValueError: if a number is outside its range, or `memory` is too small for the rings and
-            a buffer for each descriptor.
+        ValueError: if a number is outside its range, or memory is too small for the rings or a
+            buffer for each descriptor.
     """
 
     def __init__(
@@ -157,56 +81,40 @@ class NicDriver:
         *,
         entries: int = 64,
         buffer_size: int = 2048,
+        rings: Sequence[Mapping] | None = None,
     ) -> None:
         if not MIN_ENTRIES <= entries <= MAX_ENTRIES:
             raise ValueError(f"entries must be in {MIN_ENTRIES}..{MAX_ENTRIES}, not {entries}")
         if not 64 <= buffer_size <= 0xFFFF:
             raise ValueError(f"buffer_size must be in 64..65535, not {buffer_size}")
-        ring_size = -(-DESCRIPTOR.size * entries // PAGE) * PAGE
-        start = -(-memory.start // PAGE) * PAGE
-        first = start + 2 * ring_size
+        start = first = -(-memory.start // PAGE) * PAGE
+        ring_size = 0
+        if rings is None:
+            ring_size = -(-DESCRIPTOR.size * entries // PAGE) * PAGE
+            first += 2 * ring_size
+        elif len(rings) != 2 or any(ring.size < DESCRIPTOR.size * entries for ring in rings):
+            raise ValueError(f"rings must be two of {DESCRIPTOR.size * entries} bytes or more")
         needed = first + 2 * entries * buffer_size - memory.start
         if needed > len(memory):
             raise ValueError(f"memory must have at least {needed:#x} bytes, not {len(memory):#x}")
-        self.machine = machine
-        self.device = device
+        super().__init__(machine, device)
         self.mapper: Mapper = Untranslated() if mapper is None else mapper
         self.buffer_size = buffer_size
         self.statuses: deque[DescriptorStatus] = deque(maxlen=MAX_ENTRIES)
         self.free: deque[int] = deque(range(first, memory.stop - buffer_size + 1, buffer_size))
-        self.rx = DriverRing(Register.RECEIVE, start, entries, Direction.FROM_DEVICE)
-        self.tx = DriverRing(Register.TRANSMIT, start + ring_size, entries, Direction.TO_DEVICE)
+        rx, tx = rings or (None, None)
+        self.rx = DriverRing(
+            machine.memory, Register.RECEIVE, start, entries, Direction.FROM_DEVICE, rx
+        )
+        self.tx = DriverRing(
+            machine.memory, Register.TRANSMIT, start + ring_size, entries, Direction.TO_DEVICE, tx
+        )
         self._partial = bytearray()  # of the frame that is arriving
         self._spoilt = False  # it is to be thrown away
 
-    # Registers.
-
-    def read(self, register: int) -> int:
-        """Read a register of BAR 0."""
-        return self.machine.mmio_read(self.device.bar_address(0) + register, 4)
-
-    def write(self, register: int, value: int, size: int = 4) -> None:
-        """Write a register of BAR 0."""
-        self.machine.mmio_write(self.device.bar_address(0) + register, size, value)
-
-    def use_msix(self, address: int = 0xFEE0_0000, data: int = 0x40) -> None:
-        """Switch MSI-X on: receiving is sent as `data`, transmitting as `data` + 1.
-
-        Raises:
-            ValueError: if the address or data does not fit in 64 or 32 bits.
-        """
-        msix = self.device.msix
-        assert msix is not None
-        for vector in range(msix.vectors):
-            entry = msix.table + 16 * vector
-            self.write(entry, address, 8)
-            self.write(entry + 8, data + vector)
-            self.write(entry + 12, 0)
-        self.device.config.write(msix.control, 2, 0x8000)
-
     # Starting and stopping.
 
-    def start(self, causes: int = _ALL_CAUSES) -> None:
+    def start(self, causes: int = ALL_CAUSES) -> None:
         """Set the rings up, give the controller all receive buffers, and switch it on.
 
         Args:
@@ -221,7 +129,7 @@ class NicDriver:
         try:
             for ring in (self.rx, self.tx):
                 self._set_up(ring)
-            self.write(Register.CAUSE, _ALL_CAUSES)
+            self.write(Register.CAUSE, ALL_CAUSES)
             self.write(Register.ENABLE, causes)
             self.write(Register.CONTROL, int(Control.RECEIVE | Control.TRANSMIT))
             status = NicStatus(self.read(Register.STATUS))
@@ -233,9 +141,11 @@ class NicDriver:
             raise
 
     def _set_up(self, ring: DriverRing) -> None:
-        ring.head = ring.tail = 0
-        self.machine.memory.write(ring.physical, bytes(ring.size))
-        ring.iova = self.mapper.map(ring.physical, ring.size, Direction.BIDIRECTIONAL)
+        ring.clear()
+        if ring.mapped is None:
+            ring.iova = self.mapper.map(ring.physical, ring.size, Direction.BIDIRECTIONAL)
+        else:
+            ring.iova = ring.mapped.iova
         self.write(ring.register + Register.BASE_LOW, ring.iova & 0xFFFF_FFFF)
         self.write(ring.register + Register.BASE_HIGH, ring.iova >> 32)
         self.write(ring.register + Register.SIZE, ring.entries)
@@ -256,32 +166,13 @@ class NicDriver:
                 self._release(ring, ring.buffers.popleft())
             if ring.iova is not None:
                 iova, ring.iova = ring.iova, None
-                self.mapper.unmap(iova, ring.size, Direction.BIDIRECTIONAL)
+                if ring.mapped is None:
+                    self.mapper.unmap(iova, ring.size, Direction.BIDIRECTIONAL)
         self._forget_frame()
 
     def _release(self, ring: DriverRing, buffer: Mapping) -> None:
         self.free.append(buffer.physical)
         self.mapper.unmap(buffer.iova, buffer.size, ring.direction)
-
-    # Descriptors.
-
-    def _put(self, ring: DriverRing, buffer: Mapping, flags: int) -> None:
-        descriptor = DESCRIPTOR.pack(buffer.iova, buffer.size, flags, 0)
-        self.machine.memory.write(ring.physical + DESCRIPTOR.size * ring.tail, descriptor)
-        ring.buffers.append(buffer)
-        ring.tail = (ring.tail + 1) % ring.entries
-
-    def _take(self, ring: DriverRing) -> tuple[Mapping, int, int, int] | None:
-        """Return the next buffer that the controller gave back: it, length, flags, status."""
-        if not ring.buffers:
-            return None
-        at = ring.physical + DESCRIPTOR.size * ring.head
-        data = self.machine.memory.read(at, DESCRIPTOR.size)
-        _, length, flags, status = DESCRIPTOR.unpack(data)
-        if not status & _DONE:
-            return None
-        ring.head = (ring.head + 1) % ring.entries
-        return ring.buffers.popleft(), length, flags, status
 
     def _ring_doorbell(self, ring: DriverRing) -> None:
         self.write(ring.register + Register.TAIL, ring.tail)
@@ -298,29 +189,61 @@ class NicDriver:
         given = 0
         try:
             while ring.room and self.free:
-                physical = self.free[0]
-                iova = self.mapper.map(physical, self.buffer_size, ring.direction)
-                self.free.popleft()
-                self._put(ring, Mapping(physical, iova, self.buffer_size), 0)
-                given += 1
+                given += self._give(min(ring.room, len(self.free)))
         finally:
             if given:
                 self._ring_doorbell(ring)
         return given
+
+    def _give(self, count: int) -> int:
+        """Map free buffers and put them into the receive ring, at most `count`; return how many."""
+        ring, size = self.rx, self.buffer_size
+        if isinstance(self.mapper, BatchMapper):
+            buffers = [(physical, size) for physical in islice(self.free, count)]
+            iovas = self.mapper.map_batch(buffers, ring.direction)
+        else:
+            iovas = [self.mapper.map(self.free[0], size, ring.direction)]
+        for iova in iovas:
+            ring.put(Mapping(self.free.popleft(), iova, size))
+        return len(iovas)
 
     def take(self) -> Received | None:
         """Return what the next receive buffer holds, unmapped; None: none is done.
 
         The buffer goes back to `free`, `refill` gives the controller another one.
         """
-        taken = self._take(self.rx)
-        if taken is None:
+        done = self.rx.take()
+        if done is None:
             return None
-        buffer, length, flags, status = taken
         # Unmapped before it is read: what the device writes from now on is not for us.
-        self._release(self.rx, buffer)
-        data = self.machine.memory.read(buffer.physical, min(length, buffer.size))
-        return Received(data, bool(flags & END_OF_FRAME), DescriptorStatus(status))
+        self._release(self.rx, done.buffer)
+        return self._received(done)
+
+    def take_all(self, limit: int) -> list[Received]:
+        """Return what the next receive buffers hold, unmapped together.
+
+        Args:
+            limit: how many at most.
+        """
+        ring = self.rx
+        taken: list[Done] = []
+        while len(taken) < limit and (done := ring.take()) is not None:
+            taken.append(done)
+        if not taken:
+            return []
+        buffers = [done.buffer for done in taken]
+        self.free.extend(buffer.physical for buffer in buffers)
+        if isinstance(self.mapper, BatchMapper):
+            self.mapper.unmap_batch([(b.iova, b.size) for b in buffers], ring.direction)
+        else:
+            for buffer in buffers:
+                self.mapper.unmap(buffer.iova, buffer.size, ring.direction)
+        return [self._received(done) for done in taken]
+
+    def _received(self, done: Done) -> Received:
+        buffer = done.buffer
+        data = self.machine.memory.read(buffer.physical, min(done.length, buffer.size))
+        return Received(data, bool(done.flags & END_OF_FRAME), DescriptorStatus(done.status))
 
     def poll(self) -> list[bytes]:
         """Return the frames that arrived whole, and give the controller new buffers.
@@ -390,7 +313,7 @@ class NicDriver:
                 self._release(ring, buffer)
             raise
         for buffer in buffers:
-            self._put(ring, buffer, END_OF_FRAME if buffer is buffers[-1] else 0)
+            ring.put(buffer, END_OF_FRAME if buffer is buffers[-1] else 0)
         return True
 
     def kick(self) -> None:
@@ -407,10 +330,9 @@ class NicDriver:
     def reclaim(self) -> int:
         """Take back the buffers that the controller is done with; return how many."""
         count = 0
-        while (taken := self._take(self.tx)) is not None:
-            buffer, _, flags, status = taken
-            self._release(self.tx, buffer)
-            if flags & END_OF_FRAME:
-                self.statuses.append(DescriptorStatus(status))
+        while (done := self.tx.take()) is not None:
+            self._release(self.tx, done.buffer)
+            if done.flags & END_OF_FRAME:
+                self.statuses.append(DescriptorStatus(done.status))
             count += 1
         return count

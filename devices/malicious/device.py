@@ -1,4 +1,4 @@
-"""The first malicious device: any DMA to any address, whenever it is told to."""
+"""The malicious device that the others are built on: any DMA to any address, at any time."""
 
 from __future__ import annotations
 
@@ -135,6 +135,7 @@ class MaliciousDevice(Device):
 
         def finish(result: Completion) -> None:
             completion.data, completion.details = result.data, result.details
+            self.answered(completion)
 
         def act() -> None:
             own = self.dma.requester
@@ -153,8 +154,12 @@ class MaliciousDevice(Device):
         self.log.append(completion)
         return completion
 
+    def answered(self, completion: Completion) -> None:
+        """Called with every completion once it is there; models override it."""
+
     def on_removed(self) -> None:
         """Drop the completions of what is in flight."""
+        super().on_removed()
         for completion in self.log:
             if completion.details is not None and completion.pending:
                 address = completion.details.address

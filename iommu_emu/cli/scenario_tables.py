@@ -1,0 +1,257 @@
+"""How `iommu-emu scenario` shows what there is and what came out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import groupby
+from textwrap import fill
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from iommu_emu import policies, timing_model
+from iommu_emu.devices import malicious
+from iommu_emu.scenario_report.plain import Verdict, verdict
+from iommu_emu.scenario_report.words import VENDORS, duration, outcome_words, window_words
+from iommu_emu.scenarios import expectations, registry
+from iommu_emu.scenarios.result import Row, ScenarioResult
+from iommu_emu.scenarios.scenario import Scenario
+from iommu_emu.scenarios.workload import LINES
+
+__all__ = [
+    "expectation_rows",
+    "expectations_table",
+    "inventory",
+    "inventory_tables",
+    "print_run",
+]
+
+READABLE = 100  # columns of a paragraph
+WIDE = 110  # columns from which on the tables say everything
+Inventory = dict[str, list[dict[str, Any]]]
+
+
+# ---- what there is -------------------------------------------------------------------------------
+
+
+def inventory() -> Inventory:
+    """Return scenarios, policies, malicious devices and timing models, for programs."""
+    return {
+        "scenarios": [
+            {
+                "name": scenario.name,
+                "title": scenario.title,
+                "question": scenario.question,
+                "source": scenario.source,
+                "policies": list(scenario.policies),
+                "attacks": {attack.name: attack.summary for attack in scenario.attacks},
+            }
+            for scenario in registry.table()
+        ],
+        "policies": [
+            {
+                "name": policy.name,
+                "summary": policy.summary,
+                "source": policy.source,
+                "objection": policy.objection,
+            }
+            for policy in policies.table()
+        ],
+        "devices": [
+            {"name": name, "summary": _first_line(malicious.load(name))}
+            for name in malicious.names()
+        ],
+        "timing_models": [
+            {"name": name, "title": timing_model.load(name).title} for name in timing_model.names()
+        ],
+    }
+
+
+def _first_line(kind: type) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def inventory_tables() -> Group:
+    """Return the same for people."""
+    found = inventory()
+    return Group(
+        _list("scenarios", found["scenarios"], "title"),
+        _list("policies", found["policies"], "summary"),
+        _list("malicious devices", found["devices"], "summary"),
+        _list("timing models", found["timing_models"], "title"),
+    )
+
+
+def _list(heading: str, things: list[dict[str, Any]], what: str) -> Table:
+    table = Table(box=None, pad_edge=False, title_justify="left", show_header=False)
+    table.title = Text(f"\n{heading}", "bold")
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(overflow="fold")
+    for thing in things:
+        table.add_row(f"  {thing['name']}", Text(thing[what]))
+    return table
+
+
+def expectation_rows() -> list[dict[str, Any]]:
+    """Return what is expected of every policy and attack, by vendor, for programs."""
+    known = expectations.built_in()
+    return [
+        {
+            "policy": policy,
+            "attack": attack,
+            **{
+                iommu: asdict(expected)
+                for iommu in VENDORS
+                if (expected := known.of(policy, attack, iommu)) is not None
+            },
+        }
+        for policy, attack in known.pairs()
+    ]
+
+
+def expectations_table() -> Table:
+    """Return the same for people."""
+    known = expectations.built_in()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    table.add_column("attack", no_wrap=True)
+    for vendor in VENDORS.values():
+        table.add_column(f"on {vendor}", overflow="fold")
+    for policy, pairs in groupby(known.pairs(), key=lambda pair: pair[0]):
+        shown: str = policy
+        for _, attack in pairs:
+            cells = [known.of(policy, attack, iommu) for iommu in VENDORS]
+            table.add_row(shown, attack, *(_expected(cell) for cell in cells))
+            shown = ""
+        table.add_section()
+    return table
+
+
+def _expected(expected: expectations.Expectation | None) -> Text:
+    if expected is None:
+        return Text("-")
+    return Text(str(expected), "green" if expected.blocked else "yellow")
+
+
+# ---- what came out -------------------------------------------------------------------------------
+
+
+def print_run(out: Console, scenario: Scenario, result: ScenarioResult) -> None:
+    """Print stories and tables of one run."""
+    out.print(Text.assemble("\n", (scenario.title, "bold"), f" ({VENDORS[result.iommu]})"))
+    out.print(_indented(scenario.question, 0, out.width), style="dim")
+    for attack in scenario.attacks:
+        rows = [row for row in result.rows if row.attack == attack.name]
+        if not rows:
+            continue
+        out.print(Text.assemble("\n", (attack.name, "bold cyan"), f"  {attack.summary}"))
+        for names, row in _told_alike(rows):
+            mark, style = ("✔", "green") if row.outcome.blocked else ("✘", "red")
+            out.print(_indented(f"{mark} {names}", 2, out.width), style=style)
+            out.print(_indented(" ".join(row.story), 4, out.width))
+            if row.refused:
+                out.print(_indented(f"refused: {row.refused}", 4, out.width), style="dim")
+    out.print()
+    wide = out.width >= WIDE
+    out.print(_outcomes(result, wide=wide))
+    if result.costs:
+        out.print()
+        out.print(_costs(result, wide=wide))
+    _print_deviations(out, result)
+
+
+def _indented(text: str, indent: int, width: int) -> Text:
+    """Return a paragraph with a margin, wrapped: rich would pad its lines with spaces."""
+    margin = " " * indent
+    width = min(width, READABLE)
+    return Text(fill(text, width, initial_indent=margin, subsequent_indent=margin))
+
+
+def _told_alike(rows: list[Row]) -> Iterator[tuple[str, Row]]:
+    """Yield the policies whose stories are the same, joined, with one of their rows."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.outcome.blocked, row.refused, *row.story), []).append(row)
+    for group in groups.values():
+        yield ", ".join(row.policy for row in group), group[0]
+
+
+def _outcomes(result: ScenarioResult, *, wide: bool) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("attack and policy", no_wrap=True)
+    table.add_column("outcome", overflow="fold")
+    for heading in ("window", "DMAs", "stale", *(("queued", "inval.", "copied") if wide else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("expected", no_wrap=True)
+    for attack in dict.fromkeys(row.attack for row in result.rows):
+        table.add_row(Text(attack, "cyan"))
+        for row in result.rows:
+            if row.attack == attack:
+                table.add_row(*_cells(result, row, wide=wide))
+    return table
+
+
+def _cells(result: ScenarioResult, row: Row, *, wide: bool) -> list[str | Text]:
+    work = (row.descriptors, row.invalidations, row.copied) if wide else ()
+    return [
+        f"  {row.policy}",
+        Text(outcome_words(row), "green" if row.outcome.blocked else "red"),
+        window_words(row.outcome),
+        str(row.outcome.dmas),
+        str(row.stale_uses),
+        *map(str, work),
+        _mark(verdict(result, row)),
+    ]
+
+
+def _mark(found: Verdict) -> Text:
+    if found is None:
+        return Text("-")
+    return Text("no", "bold red") if found else Text("yes", "green")
+
+
+def _costs(result: ScenarioResult, *, wide: bool) -> Table:
+    moves = any(costs.gbps for costs in result.costs.values())
+    table = Table(box=None, pad_edge=False)
+    table.add_column("a pair costs", no_wrap=True)
+    headings = ["map", "unmap", "copied", "inval.", *(["queued", "lock"] if wide else [])]
+    if moves:
+        headings += ["Gb/s", *(f"of {line:g}" for line in LINES)]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for policy, costs in result.costs.items():
+        pairs = max(1, costs.operations)
+        more = [_count(costs.descriptors / pairs), duration(costs.lock_wait_ns)]
+        table.add_row(
+            policy,
+            _time(costs.map_ns, costs.measured_map_ns, wide=wide),
+            _time(costs.unmap_ns, costs.measured_unmap_ns, wide=wide),
+            _count(costs.copied / pairs),
+            _count(costs.invalidations / pairs),
+            *(more if wide else ()),
+            *(_rates(costs.gbps) if moves else ()),
+        )
+    return table
+
+
+def _count(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def _rates(gbps: float) -> list[str]:
+    return [f"{gbps:.3g}", *(f"{min(1.0, gbps / line):.0%}" for line in LINES)]
+
+
+def _time(modelled: float, measured: float, *, wide: bool) -> str:
+    return duration(modelled) + (f" ({duration(measured)})" if wide else "")
+
+
+def _print_deviations(out: Console, result: ScenarioResult) -> None:
+    for row in result.rows:
+        for deviation in verdict(result, row) or ():
+            text = f"not as expected: {row.policy}, {row.attack}: {deviation}"
+            out.print(Text(text, "bold red"))

@@ -1,0 +1,115 @@
+"""Xen's domains, as the IOMMU knows them: memory, 1:1 maps, and a page table for each unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from iommu_emu.driver import Domain, Driver
+from iommu_emu.page_table import PAGE_SIZE
+from iommu_emu.xen.rmrr import IdentityMaps
+from iommu_emu.xen.unit_driver import create_table
+
+DOM0 = 0
+DOM_IO = 0x7FF1
+FIRST_PSEUDO = 0x8000  # IDs of quarantined devices start here
+_WORDS = {DOM_IO: "IO"}
+
+__all__ = ["DOM0", "DOM_IO", "FIRST_PSEUDO", "Mapping", "XenDomain"]
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Memory of a domain.
+
+    Attributes:
+        address: where its devices find it.
+        machine: where it is.
+        size: bytes.
+    """
+
+    address: int
+    machine: int
+    size: int
+
+
+class XenDomain:
+    """A domain.
+
+    Args:
+        number: domain ID.
+        name: for people.
+        memory: what its devices may reach.
+        superpages: whether large pages may be used.
+
+    Attributes:
+        identity: its 1:1 maps.
+        tables: its page table for each unit that has a device of its.
+        dying: it is being destroyed.
+        crashed: Xen stopped it.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        memory: list[Mapping] | None = None,
+        *,
+        superpages: bool = True,
+    ) -> None:
+        self.number = number
+        self.name = name
+        self.memory = memory or []
+        self.identity = IdentityMaps()
+        self.tables: dict[Driver[Any], Domain] = {}
+        self.dying = False
+        self.crashed = False
+        self._page_size = None if superpages else PAGE_SIZE
+
+    def __str__(self) -> str:
+        """Return the domain as Xen's log names it."""
+        word = _WORDS.get(self.number)
+        return f"d{self.number}" if word is None else f"d[{word}]"
+
+    def __repr__(self) -> str:
+        return f"<XenDomain {self} {self.name!r}, {len(self.memory)} ranges of memory>"
+
+    def table(self, driver: Driver[Any]) -> Domain:
+        """Return its page table for a unit; make it if there is none.
+
+        Raises:
+            MemoryError: if there are no frames left for it; there is none then.
+            RefusedError: if memory and 1:1 maps collide; the same.
+        """
+        if driver in self.tables:
+            return self.tables[driver]
+        table = create_table(driver, self.number)
+        try:
+            for each in self.memory:
+                table.map(each.address, each.machine, each.size, page_size=self._page_size)
+            self.identity.enter(table)
+        except BaseException:
+            self.identity.leave(table)
+            driver.destroy_domain(table)
+            raise
+        self.tables[driver] = table
+        return table
+
+    def remove_memory(self, machine: range) -> None:
+        """Take memory away, and flush; ranges are cut where they have to be."""
+        kept: list[Mapping] = []
+        for each in self.memory:
+            first = max(each.machine, machine.start)
+            stop = min(each.machine + each.size, machine.stop)
+            if first >= stop:
+                kept.append(each)
+                continue
+            offset = each.address - each.machine
+            for table in self.tables.values():
+                table.unmap(first + offset, stop - first)
+            if each.machine < first:
+                kept.append(Mapping(each.address, each.machine, first - each.machine))
+            if stop < each.machine + each.size:
+                end = each.machine + each.size
+                kept.append(Mapping(stop + offset, stop, end - stop))
+        self.memory = kept
