@@ -294,7 +294,8 @@ static void go_through(struct iemu_device_tlb *tlb, struct iemu_unit *unit,
         line = ask_iommu(tlb, unit, request, result);
         if (result->outcome != IEMU_TRANSLATION)
             return; /* UR, CA */
-        if (!line || request->access & ~line->value[0]) {
+        /* Nobody is there to use it if the function has gone with its request on the way. */
+        if (!line || request->access & ~line->value[0] || tlb->port->removed) {
             result->outcome = IEMU_NO_TRANSLATION;
             return;
         }

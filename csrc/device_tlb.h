@@ -25,7 +25,7 @@ struct iemu_device_tlb {
     struct iemu_cache cache;
     struct iemu_trail *trail; /* of each line, by its index; NULL: never watched */
     struct iemu_port *port;
-    struct iemu_event event; /* the oldest request is due */
+    struct iemu_event event;             /* the oldest request is due */
     struct iemu_asked asked[IEMU_ITAGS]; /* a ring */
     uint32_t first;
     uint32_t count;

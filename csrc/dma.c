@@ -254,9 +254,10 @@ static int submit(struct iemu_port *port, const struct iemu_transfer *transfer, 
     return port->last.status;
 }
 
-/* Both stages at once, for as long as RAM answers; `ats`: by way of the device-TLB. */
+/* Both stages at once, for as long as RAM answers; straight: nothing but a unit has a say. */
 static inline __attribute__((always_inline)) int
-pass_stages(struct iemu_port *port, const struct iemu_transfer *transfer, uint8_t *data, bool ats)
+pass_stages(struct iemu_port *port, const struct iemu_transfer *transfer, uint8_t *data,
+            bool straight)
 {
     struct iemu_machine *machine = port->machine;
     struct iemu_request request = request_of(port, transfer);
@@ -274,10 +275,10 @@ pass_stages(struct iemu_port *port, const struct iemu_transfer *transfer, uint8_
         uint8_t *host;
 
         request.length = part_length(request.address, transfer->length - at);
-        if (ats)
-            iemu_device_tlb_translate(port, unit, &request, &result);
+        if (straight)
+            iemu_unit_translate(unit, &request, &result);
         else
-            iemu_fabric_translate(port, unit, &request, &result);
+            iemu_port_translate(port, unit, &request, &result);
         host = iemu_ram_target(machine, &request, &result);
         if (iemu_likely(host != NULL)) {
             iemu_move(host, data + at, &request, transfer->atomic);
@@ -311,13 +312,13 @@ pass_stages(struct iemu_port *port, const struct iemu_transfer *transfer, uint8_
 static int pass_straight(struct iemu_port *port, const struct iemu_transfer *transfer,
                          uint8_t *data)
 {
-    return pass_stages(port, transfer, data, false);
+    return pass_stages(port, transfer, data, true);
 }
 
-static IEMU_COLD int pass_by_device_tlb(struct iemu_port *port,
-                                        const struct iemu_transfer *transfer, uint8_t *data)
+static __attribute__((noinline)) int
+pass_by_detour(struct iemu_port *port, const struct iemu_transfer *transfer, uint8_t *data)
 {
-    return pass_stages(port, transfer, data, true);
+    return pass_stages(port, transfer, data, false);
 }
 
 int iemu_dma_transfer(struct iemu_port *port, const struct iemu_transfer *transfer, void *data)
@@ -331,9 +332,8 @@ int iemu_dma_transfer(struct iemu_port *port, const struct iemu_transfer *transf
         none.status = IEMU_REMOVED;
     } else if (iemu_likely(!port->detours && !port->fabric.count && !port->translated.count)) {
         return pass_straight(port, transfer, data);
-    } else if (iemu_port_ats(port) && iemu_port_is_fast(port) && !port->fabric.count &&
-               !port->translated.count) {
-        return pass_by_device_tlb(port, transfer, data);
+    } else if (iemu_port_is_fast(port) && !port->fabric.count && !port->translated.count) {
+        return pass_by_detour(port, transfer, data);
     } else if (parts_of(transfer, 0) > machine->transactions) {
         return IEMU_E_ARGUMENT; /* would be busy for ever */
     } else if (parts_of(transfer, 0) > machine->transactions_free) {

@@ -310,16 +310,11 @@ static void come_due(void *owner)
 /* Translates what has arrived; returns the time that a detour by the device-TLB takes. */
 static uint64_t translate(struct iemu_port *port, struct iemu_transaction *t)
 {
-    uint64_t asked;
+    uint64_t asked = port->tlb ? port->tlb->translations : 0;
 
-    if (!iemu_port_ats(port)) {
-        iemu_fabric_translate(port, t->unit, &t->request, &t->result);
-        return 0;
-    }
-    asked = port->tlb->translations;
-    iemu_device_tlb_translate(port, t->unit, &t->request, &t->result);
+    iemu_port_translate(port, t->unit, &t->request, &t->result);
     /* Only what the device-TLB did not know goes to the IOMMU and back before it is sent. */
-    if (t->request.at != IEMU_UNTRANSLATED || port->tlb->translations == asked)
+    if (!port->tlb || t->request.at != IEMU_UNTRANSLATED || port->tlb->translations == asked)
         return 0;
     return iemu_later(port->fabric_latency, port->memory_latency);
 }
@@ -425,13 +420,16 @@ bool iemu_dma_drain(struct iemu_machine *machine, const struct iemu_drain *drain
 
 void iemu_dma_resume(struct iemu_machine *machine)
 {
-    struct iemu_port *next;
+    struct iemu_port *port, *next;
 
-    for (struct iemu_port *port = machine->ports; port; port = next) {
+    for (port = machine->ports; port; port = next) {
         next = port->next;
+        pump(port, NULL);
+    }
+    /* An answer may let a unit go on, and a drain free ports; never one that answers. */
+    for (port = machine->ports; port; port = port->next) {
         if (port->tlb)
             iemu_device_tlb_resume(port->tlb);
-        pump(port, NULL);
     }
 }
 

@@ -65,7 +65,7 @@ struct iemu_port {
     uint64_t memory_latency;
     uint64_t last_arrival; /* of what is queued: keeps order when a latency is lowered */
     uint64_t last_landing;
-    bool detours; /* a transfer cannot pass at once, or not straight: a latency, a device-TLB */
+    bool detours; /* transfers may do more than pass: latencies, a device-TLB, rules */
     struct iemu_completion last;
     struct iemu_device_tlb *tlb; /* NULL: the function has none */
     struct iemu_port_rule *rule; /* what never reaches the IOMMU; the first that matches counts */
@@ -108,12 +108,10 @@ static inline struct iemu_unit *iemu_port_unit(struct iemu_port *port)
     return port->unit;
 }
 
-static inline void iemu_fabric_translate(const struct iemu_port *port, struct iemu_unit *unit,
-                                         const struct iemu_request *request,
-                                         struct iemu_result *result)
+/* What becomes of a request at its IOMMU, if there is one. */
+static inline void iemu_unit_translate(struct iemu_unit *unit, const struct iemu_request *request,
+                                       struct iemu_result *result)
 {
-    if (iemu_unlikely(port->rule_count) && iemu_port_decide(port, request, result))
-        return;
     if (iemu_likely(unit != NULL))
         unit->translate(unit, request, result);
     else
@@ -121,6 +119,15 @@ static inline void iemu_fabric_translate(const struct iemu_port *port, struct ie
     /* Its answer is the translation, not what is there. */
     if (iemu_unlikely(request->at == IEMU_TRANSLATION_REQUEST) && result->outcome == IEMU_MEMORY)
         result->outcome = IEMU_TRANSLATION;
+}
+
+/* The same, after the rules of the fabric. */
+static inline void iemu_fabric_translate(const struct iemu_port *port, struct iemu_unit *unit,
+                                         const struct iemu_request *request,
+                                         struct iemu_result *result)
+{
+    if (!port->rule_count || !iemu_port_decide(port, request, result))
+        iemu_unit_translate(unit, request, result);
 }
 
 /* Whether requests of the port meet its device-TLB. */
@@ -135,10 +142,21 @@ static inline bool iemu_port_is_fast(const struct iemu_port *port)
     return !(port->fabric_latency | port->memory_latency);
 }
 
-/* After latencies or the device-TLB have changed. */
+/* After latencies, the device-TLB or the rules have changed. */
 static inline void iemu_port_choose_way(struct iemu_port *port)
 {
-    port->detours = !iemu_port_is_fast(port) || iemu_port_ats(port);
+    port->detours = !iemu_port_is_fast(port) || iemu_port_ats(port) || port->rule_count;
+}
+
+/* A request of a transfer: by way of the device-TLB, if that is on. */
+static inline void iemu_port_translate(struct iemu_port *port, struct iemu_unit *unit,
+                                       const struct iemu_request *request,
+                                       struct iemu_result *result)
+{
+    if (iemu_port_ats(port))
+        iemu_device_tlb_translate(port, unit, request, result);
+    else
+        iemu_fabric_translate(port, unit, request, result);
 }
 
 /* The data of a translation request that was answered. */

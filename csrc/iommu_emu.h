@@ -451,7 +451,9 @@ size_t iemu_ats_counters(struct iemu_port *port, struct iemu_counter *counters, 
  * hit is sent as a translated request, else a translation request fills it first. What may only
  * be used untranslated (U), and aligned DWORD writes to FEEx_xxxxh, are sent untranslated.
  * Transfers that bring an address type of their own, or IEMU_PAST_DEVICE_TLB, do without; a
- * translation request of the port fills it all the same, unless it has that flag.
+ * translation request of the port fills it all the same, unless it has that flag. With latencies
+ * it is looked up where the request would reach the IOMMU; what it does not know takes both ways
+ * once more.
  */
 enum iemu_answer { /* what the function does when it is asked to invalidate */
     IEMU_ANSWER_AFTER = 0,     /* after `delay` it drops the entries and answers */

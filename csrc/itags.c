@@ -77,9 +77,9 @@ bool iemu_itags_send(struct iemu_unit *unit, const struct iemu_invalidation *inv
     itags->busy |= bit(tag);
     itags->sent++;
     itags->tag[tag] = (struct iemu_itag){
-        .deadline = invalidation->timeout ? iemu_later(unit->machine->clock.now,
-                                                       invalidation->timeout)
-                                          : UINT64_MAX,
+        .deadline = invalidation->timeout
+                        ? iemu_later(unit->machine->clock.now, invalidation->timeout)
+                        : UINT64_MAX,
         .command = invalidation->command,
         .requester = invalidation->requester,
         .queue = invalidation->queue,

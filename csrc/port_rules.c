@@ -24,6 +24,7 @@ int iemu_dma_port_add_rule(struct iemu_port *port, const struct iemu_port_rule *
         return IEMU_E_NO_MEMORY;
     port->rule = rules;
     port->rule[port->rule_count++] = *rule;
+    iemu_port_choose_way(port);
     return IEMU_OK;
 }
 
@@ -32,6 +33,7 @@ void iemu_dma_port_clear_rules(struct iemu_port *port)
     free(port->rule);
     port->rule = NULL;
     port->rule_count = 0;
+    iemu_port_choose_way(port);
 }
 
 static bool matches(const struct iemu_port_rule *rule, const struct iemu_request *request)

@@ -44,10 +44,6 @@ class DmaError(Exception):
     """A DMA did not pass: its fault has been reported, the device only knows that it failed."""
 
 
-class _StoppedError(Exception):
-    """Everything was stopped while a DMA of the task passed."""
-
-
 class Wait(Enum):
     """What a task waits for."""
 
@@ -117,6 +113,9 @@ class DmaTasks:
 
     def start(self, work: Work[None]) -> None:
         """Run a new task until it has to wait."""
+        if self.closed:
+            work.close()
+            return
         task = Task(self, work)
         self._tasks.add(task)
         self.running += 1
@@ -129,13 +128,16 @@ class DmaTasks:
         task.wait = None
         try:
             task.wait = next(task.work)
-        except (StopIteration, _StoppedError):
+        except StopIteration:
             self._over(task)
         except BaseException:
             self._over(task)
             raise
         else:
-            if task.wait is Wait.ROOM:
+            if self.closed:  # by what the task called
+                task.work.close()
+                self._over(task)
+            elif task.wait is Wait.ROOM:
                 self._stalled.append(task)
                 self.continue_later()
             elif task.wait is Wait.PARKED:
@@ -195,8 +197,6 @@ class DmaTasks:
             if details is not None and details.status is Status.PENDING:
                 yield Wait.DMA
                 details = done.details
-            if self.closed:
-                raise _StoppedError
             if details is not None and details.status is not Status.DONE:
                 if details.status is not Status.BUSY:
                     raise DmaError(details.status.name)
@@ -233,8 +233,6 @@ class DmaTasks:
             if details is not None and details.status is Status.PENDING:
                 yield Wait.DMA
                 details = done.details
-            if self.closed:
-                raise _StoppedError
             if details is not None and details.status is not Status.DONE:
                 if details.status is not Status.BUSY:
                     raise DmaError(details.status.name)
@@ -278,14 +276,16 @@ class DmaTasks:
     def stop(self, idle: Callable[[], None] = lambda: None) -> None:
         """Give every task up, and call `idle` when no DMA of theirs is in flight.
 
-        Nothing that they sent can be called back, and nothing new is sent.
+        Nothing that they sent can be called back, and nothing new is sent. A task that stops the
+        device by what it calls, an interrupt for instance, goes on until it sends or waits.
         """
         self.closed = True
+        self._left = 0
         self._stalled.clear()
         if self._timer is not None:
             self._timer.cancel()
         for task in list(self._tasks):
-            if task.wait is not None:  # the others run, and end where they look next
+            if task.wait is not None:
                 task.work.close()  # what it waits for finds it at its end
             if task.wait is not Wait.DMA:
                 self._tasks.discard(task)

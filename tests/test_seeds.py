@@ -3,14 +3,17 @@
 import argparse
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from iommu_emu import policies, timing_model
 from iommu_emu.cli import demo
 from iommu_emu.cli import scenario as command
 from iommu_emu.scenarios import registry
 from iommu_emu.scenarios.expectations import built_in
+from iommu_emu.scenarios.laboratory import Laboratory
 from iommu_emu.scenarios.runner import attacks_of, choose
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +50,13 @@ def shown(entry):
             assert chosen <= {attack.name for attack in scenario.attacks}
             pairs |= {(attack, policy.name) for attack in chosen & attacks}
     return pairs
+
+
+@cache
+def costs_of(policy, cpus):
+    timing = timing_model.load("linux")
+    laboratory = Laboratory("vtd", policies.load(policy), timing=timing, cpus=cpus)
+    return registry.load("deferred-invalidation").workload(laboratory)
 
 
 def test_seeds_numbers_its_entries_without_a_gap():
@@ -92,3 +102,18 @@ def test_seeds_outcome_is_what_is_expected(attack, policy, vendor, outcome):
         expected = built_in().of(policy, attack, iommu)
         assert expected is not None
         assert ("refused" if expected.refused else str(expected)) == outcome
+
+
+@pytest.mark.parametrize(
+    ("key", "policy", "cpus", "words"),
+    [
+        ("A1", "linux-strict", 1, lambda costs: f"10 Gb/s to {10 * costs.gbps:.0f} % in strict"),
+        ("A1", "linux-strict", 1, lambda costs: f"25 Gb/s to {4 * costs.gbps:.0f},"),
+        ("A1", "linux-lazy", 1, lambda costs: f"to {10 * costs.gbps:.0f} % in lazy mode"),
+        ("A1", "linux-strict", 4, lambda costs: f"fills {4 * costs.gbps:.0f} % of the faster"),
+        ("A2", "linux-strict", 4, lambda costs: f"takes {costs.unmap_ns / 1000:.2f} µs strictly"),
+        ("A2", "linux-lazy", 4, lambda costs: f"and {costs.unmap_ns:.0f} ns lazily"),
+    ],
+)
+def test_seeds_costs_are_those_of_the_model(key, policy, cpus, words):
+    assert words(costs_of(policy, cpus)) in ENTRIES[key]

@@ -356,8 +356,9 @@ static void resolve(struct iemu_amdvi *a, const struct iemu_request *request,
 
     *result = (struct iemu_result){0};
     p->address = request->address;
-    if (request->at == IEMU_AT_RESERVED)
-        diagnostic = AMDVI_DIAG_BAD_AT;
+    if (request->at == IEMU_AT_RESERVED ||
+        (request->at == IEMU_TRANSLATION_REQUEST && request->access & IEMU_WRITE))
+        diagnostic = AMDVI_DIAG_BAD_AT; /* pci 6 */
     else if (amdvi_control(a, AMDVI_MASK(Control, IommuEn)))
         diagnostic = remap(a, request, p, result);
     else if (request->at == IEMU_TRANSLATION_REQUEST)

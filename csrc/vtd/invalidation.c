@@ -434,6 +434,7 @@ static void close_if_drained(struct iemu_unit *unit)
     if (!v->queue_closing || v->queue.in_progress || descriptor_waits(unit))
         return;
     v->queue_closing = false;
+    v->wait_aborted = false;
     iemu_reg64_set(regs, VTD_IQH_AT, 0);
     iemu_reg32_set(regs, VTD_GSTS_AT,
                    iemu_reg32(regs, VTD_GSTS_AT) & ~(uint32_t)VTD_MASK(GSTS, QIES));
@@ -469,14 +470,25 @@ void vtd_invalidation_timed_out(struct iemu_unit *unit, const struct iemu_itag *
 {
     struct iemu_vtd *v = vtd_of(unit);
 
-    /* A pending wait is aborted: the head passes it, and it never completes. The rest stays. */
+    /*
+     * A pending wait is aborted. The head stays at it for as long as ITE is set, as software
+     * finds it on real parts, and passes it then. Anything else is fetched once more.
+     */
     if (v->queue.in_progress) {
-        if (is_wait(v->queue.command))
-            move_head(v);
+        v->wait_aborted = is_wait(v->queue.command);
         iemu_queue_reset(&v->queue);
     }
     device_error(v, VTD_MASK(FSTS, ITE), VTD_MASK(IQERCD, ITESID),
                  VTD_PUT(IQERCD, ITESID, tag->requester));
+}
+
+void vtd_queue_restart(struct iemu_vtd *v)
+{
+    if (v->wait_aborted && !(iemu_reg32(&v->unit.regs, VTD_FSTS_AT) & VTD_MASK(FSTS, ITE))) {
+        v->wait_aborted = false;
+        move_head(v);
+    }
+    vtd_invalidation_run(v);
 }
 
 void vtd_unexpected_answer(struct iemu_unit *unit, uint16_t requester)
@@ -507,6 +519,7 @@ void vtd_invalidation_reset(struct iemu_vtd *v)
     iemu_queue_reset(&v->queue);
     iemu_itags_reset(&v->unit);
     v->commands = 0;
+    v->wait_aborted = false;
     v->queue_closing = false;
 }
 

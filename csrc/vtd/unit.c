@@ -245,7 +245,7 @@ static void write_dword(struct iemu_vtd *v, uint32_t offset, uint32_t value)
         break;
     case VTD_FSTS:
         vtd_faults_acknowledged(v);
-        vtd_invalidation_run(v); /* clearing IQE or ITE restarts the fetch at the head (7.6) */
+        vtd_queue_restart(v);
         break;
     case VTD_FRCD:
         vtd_faults_acknowledged(v);

@@ -114,6 +114,7 @@ struct iemu_vtd {
     struct iemu_queue registers; /* CCMD and IOTLB commands, the same states beside it */
     uint32_t commands;           /* enum vtd_command bits that wait in `registers` */
     bool queue_closing;          /* QIE was cleared with work left */
+    bool wait_aborted;           /* the wait at the head never completes (ITE) */
     bool command_held;           /* GCMD waits for a drain, and is `held_command` */
     uint32_t held_command;
 
@@ -163,6 +164,8 @@ bool vtd_step(struct iemu_unit *unit);
 /* Completions of device-TLB invalidations (6.4, 7.6). */
 bool vtd_takes_answers(const struct iemu_unit *unit);
 void vtd_invalidation_timed_out(struct iemu_unit *unit, const struct iemu_itag *tag);
+/* FSTS was written: clearing IQE or ITE restarts the fetch at the head (7.6). */
+void vtd_queue_restart(struct iemu_vtd *v);
 void vtd_unexpected_answer(struct iemu_unit *unit, uint16_t requester);
 uint32_t vtd_invalidation_state(struct iemu_unit *unit);
 

@@ -99,6 +99,8 @@ class NicDriver(DeviceDriver[Nic]):
             raise ValueError(f"memory must have at least {needed:#x} bytes, not {len(memory):#x}")
         super().__init__(machine, device)
         self.mapper: Mapper = Untranslated() if mapper is None else mapper
+        # Looked at once: to ask a protocol takes longer than to receive a frame.
+        self._batches = self.mapper if isinstance(self.mapper, BatchMapper) else None
         self.buffer_size = buffer_size
         self.statuses: deque[DescriptorStatus] = deque(maxlen=MAX_ENTRIES)
         self.free: deque[int] = deque(range(first, memory.stop - buffer_size + 1, buffer_size))
@@ -198,9 +200,9 @@ class NicDriver(DeviceDriver[Nic]):
     def _give(self, count: int) -> int:
         """Map free buffers and put them into the receive ring, at most `count`; return how many."""
         ring, size = self.rx, self.buffer_size
-        if isinstance(self.mapper, BatchMapper):
+        if self._batches is not None:
             buffers = [(physical, size) for physical in islice(self.free, count)]
-            iovas = self.mapper.map_batch(buffers, ring.direction)
+            iovas = self._batches.map_batch(buffers, ring.direction)
         else:
             iovas = [self.mapper.map(self.free[0], size, ring.direction)]
         for iova in iovas:
@@ -233,8 +235,8 @@ class NicDriver(DeviceDriver[Nic]):
             return []
         buffers = [done.buffer for done in taken]
         self.free.extend(buffer.physical for buffer in buffers)
-        if isinstance(self.mapper, BatchMapper):
-            self.mapper.unmap_batch([(b.iova, b.size) for b in buffers], ring.direction)
+        if self._batches is not None:
+            self._batches.unmap_batch([(b.iova, b.size) for b in buffers], ring.direction)
         else:
             for buffer in buffers:
                 self.mapper.unmap(buffer.iova, buffer.size, ring.direction)

@@ -53,15 +53,16 @@ examples:
   iommu-emu scenario expectations                            what each policy must do
 """
 RUN = """\
-Runs the attacks of a scenario, tells what happened and why, and prints two tables.
+Runs the attacks of a scenario, tells what happened and why, and prints three tables.
 
 what the attacker got:
   outcome   blocked, refused (the system would not go along), or the bytes of others that leaked
-            or were changed
+            or were changed; blocked with a window: what the device reached was nobody else's
   window    virtual time from the moment when memory was no longer the device's to the last
             access that got through
   DMAs      accesses that got through after that moment
   stale     uses of a cached translation that the tables no longer say, one for each page
+  faults    fault records: what an administrator sees; the first is shown with the story
   queued    commands or descriptors put on the IOMMU's queue; inval.: those that invalidate
   copied    bytes that went through bounce buffers
   expected  whether this is what expectations.toml says of the policy; "-" for one of your own
@@ -73,7 +74,12 @@ what a pair of map and unmap costs, in scenarios with a workload:
   lock         virtual time that CPUs waited for locks
   Gb/s         data that the CPUs could move, and what share of a 10 or 25 Gb/s line that is
 
-On a terminal of less than 110 columns, the tables leave out a part of this.
+in short, for each policy:
+  let in       how many attacks got something
+  at worst     the most that one got; for up to: the longest window of those that got something
+  map + unmap  what a pair costs, virtual time
+
+On a terminal of less than 120 columns, the tables leave out a part of this.
 
 A policy of your own is a Python file that defines POLICY, as the files in iommu_emu/policies do;
 a scenario of your own defines SCENARIO, as those in iommu_emu/scenarios do. Nothing is expected of

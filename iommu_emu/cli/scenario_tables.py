@@ -16,6 +16,7 @@ from rich.text import Text
 from iommu_emu import policies, timing_model
 from iommu_emu.devices import malicious
 from iommu_emu.scenario_report.plain import Verdict, verdict
+from iommu_emu.scenario_report.summary import Summary, answer_of, summarize
 from iommu_emu.scenario_report.words import VENDORS, duration, outcome_words, window_words
 from iommu_emu.scenarios import expectations, registry
 from iommu_emu.scenarios.result import Row, ScenarioResult
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 READABLE = 100  # columns of a paragraph
-WIDE = 110  # columns from which on the tables say everything
+WIDE = 120  # columns from which on the tables say everything
 Inventory = dict[str, list[dict[str, Any]]]
 
 
@@ -155,12 +156,18 @@ def print_run(out: Console, scenario: Scenario, result: ScenarioResult) -> None:
             out.print(_indented(" ".join(row.story), 4, out.width))
             if row.refused:
                 out.print(_indented(f"refused: {row.refused}", 4, out.width), style="dim")
+            for line in _seen(row):
+                out.print(_indented(f"log: {line}", 4, out.width), style="dim")
     out.print()
     wide = out.width >= WIDE
     out.print(_outcomes(result, wide=wide))
     if result.costs:
         out.print()
         out.print(_costs(result, wide=wide))
+    out.print()
+    out.print(_in_short(summarize(result)))
+    if answer := answer_of(scenario, result):
+        out.print(_indented(answer, 0, out.width))
     _print_deviations(out, result)
 
 
@@ -180,11 +187,20 @@ def _told_alike(rows: list[Row]) -> Iterator[tuple[str, Row]]:
         yield ", ".join(row.policy for row in group), group[0]
 
 
+def _seen(row: Row) -> list[str]:
+    """Return what an administrator sees first of an attack: a fault, or a host that hangs."""
+    if row.outcome.hung:
+        return row.log[-1:]
+    more = f" (and {len(row.faults) - 1} more)" if len(row.faults) > 1 else ""
+    return [line + more for line in row.faults[:1]]
+
+
 def _outcomes(result: ScenarioResult, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("attack and policy", no_wrap=True)
     table.add_column("outcome", overflow="fold")
-    for heading in ("window", "DMAs", "stale", *(("queued", "inval.", "copied") if wide else ())):
+    work = ("faults", "queued", "inval.", "copied") if wide else ()
+    for heading in ("window", "DMAs", "stale", *work):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("expected", no_wrap=True)
     for attack in dict.fromkeys(row.attack for row in result.rows):
@@ -196,11 +212,11 @@ def _outcomes(result: ScenarioResult, *, wide: bool) -> Table:
 
 
 def _cells(result: ScenarioResult, row: Row, *, wide: bool) -> list[str | Text]:
-    work = (row.descriptors, row.invalidations, row.copied) if wide else ()
+    work = (len(row.faults), row.descriptors, row.invalidations, row.copied) if wide else ()
     return [
         f"  {row.policy}",
         Text(outcome_words(row), "green" if row.outcome.blocked else "red"),
-        window_words(row.outcome),
+        window_words(row.outcome.window),
         str(row.outcome.dmas),
         str(row.stale_uses),
         *map(str, work),
@@ -248,6 +264,31 @@ def _rates(gbps: float) -> list[str]:
 
 def _time(modelled: float, measured: float, *, wide: bool) -> str:
     return duration(modelled) + (f" ({duration(measured)})" if wide else "")
+
+
+def _in_short(summaries: list[Summary]) -> Table:
+    """Return what each policy lets in, and what it costs."""
+    priced = any(summary.pair_ns is not None for summary in summaries)
+    moves = any(summary.gbps for summary in summaries)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("in short", no_wrap=True)
+    table.add_column("let in", justify="right", no_wrap=True)
+    table.add_column("at worst", overflow="fold")
+    table.add_column("for up to", justify="right", no_wrap=True)
+    for heading in (*(["map + unmap"] if priced else []), *(["Gb/s"] if moves else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for summary in summaries:
+        style = "red" if summary.let_in else "green"
+        price = "-" if summary.pair_ns is None else duration(summary.pair_ns)
+        table.add_row(
+            summary.policy,
+            Text(f"{len(summary.let_in)} of {summary.tried}", style),
+            Text(outcome_words(summary.worst) if summary.worst else "nothing", style),
+            window_words(summary.window) if summary.worst else "",
+            *([price] if priced else []),
+            *([f"{summary.gbps:.3g}" if summary.gbps else "-"] if moves else []),
+        )
+    return table
 
 
 def _print_deviations(out: Console, result: ScenarioResult) -> None:

@@ -74,6 +74,10 @@ def ats_refusal(linux: Linux, device: DmaDevice) -> str:
     return ""
 
 
+def _nothing() -> None:
+    """Submit nothing more."""
+
+
 class DeviceTlbs:
     """ATS of one kernel's devices.
 
@@ -100,16 +104,13 @@ class DeviceTlbs:
         The table entry comes first, then the capability's enable bit.
         """
         driver, capability = device.driver, device.function.ats_capability
+        attach = partial(driver.attach, table, requester, wait=False)
         own = requester == device.function.dma.requester
         if capability is None or not own or ats_refusal(self._linux, device):
-            self._move(driver, requester, partial(driver.attach, table, requester, wait=False))
+            self._move(driver, requester, attach)
+            self._disable(device, requester)
             return
-        depth = capability.queue_depth
-        self._move(
-            driver,
-            requester,
-            partial(driver.attach, table, requester, ats=True, queue_depth=depth, wait=False),
-        )
+        self._move(driver, requester, partial(attach, ats=True, queue_depth=capability.queue_depth))
         capability.enable()
         device.ats = True
 
@@ -133,7 +134,12 @@ class DeviceTlbs:
             device.ats = False
 
     def _move(self, driver: Driver[Any], requester: int, move: Callable[[], None]) -> None:
-        self.flush(driver, move, again=partial(driver.invalidate_device_tlb, requester))
+        """Change where a device is, and wait for what that invalidates, if anything."""
+        before = sum(driver.submitted.values())
+        move()
+        if sum(driver.submitted.values()) != before:
+            again = partial(driver.invalidate_device_tlb, requester)
+            self.flush(driver, _nothing, again=again)
 
     # ---- flushes -----------------------------------------------------------------------------
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from iommu_emu.amdvi.driver import AmdviDriver
 from iommu_emu.amdvi.unit import AmdviUnit
+from iommu_emu.driver import Driver
 from iommu_emu.linux.domain_type import DomainType
 from iommu_emu.linux.flusher import caches_not_present
 from iommu_emu.linux.parameters import KernelBuild, Parameters
+from iommu_emu.linux.swiotlb import SEGMENT_SIZE
+from iommu_emu.page_table import PAGE_SIZE
 from iommu_emu.pci.topology import Bridge
 from iommu_emu.unit import Unit
+from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdUnit
 
 if TYPE_CHECKING:
     from iommu_emu.machine import Machine
 
-__all__ = ["BootPlan", "plan_boot"]
+__all__ = ["BootPlan", "make_drivers", "plan_boot", "split_ram"]
 
 _BY_COMMAND_LINE = " (set via kernel command line)"
 
@@ -92,3 +97,43 @@ def _virtualized(units: Sequence[Unit]) -> list[str]:
         if caches_not_present(unit)
     }
     return sorted(lines)
+
+
+def split_ram(given: Parameters, ram: range, pool_size: int) -> tuple[range, range]:
+    """Return what of its RAM a kernel gives away, and the end of it: its bounce buffers.
+
+    Args:
+        given: the command line.
+        ram: physical addresses.
+        pool_size: bytes of bounce buffers, unless the command line says otherwise; 0: none.
+
+    Raises:
+        ValueError: if no pool has that size, or it leaves nothing of the RAM.
+    """
+    size = pool_size if given.pool_size is None else given.pool_size
+    if given.swiotlb == "noforce":
+        size = 0
+    if size and (size < SEGMENT_SIZE or size & (size - 1)):
+        raise ValueError(
+            f"pool_size must be 0 or a power of two of at least {SEGMENT_SIZE}, not {size}"
+        )
+    if size >= ram.stop - ram.start:
+        raise ValueError(
+            f"pool_size must be below the {ram.stop - ram.start} bytes of ram, not {size}: "
+            "make ram larger, or the pool smaller (swiotlb=)"
+        )
+    return range(ram.start, ram.stop - size), range(ram.stop - size, ram.stop)
+
+
+def make_drivers(machine: Machine, units: Sequence[Unit], frames: range) -> dict[Unit, Driver[Any]]:
+    """Return a driver for each unit, not started; each has an equal share of the frames."""
+    share = (frames.stop - frames.start) // max(1, len(units)) & -PAGE_SIZE
+    drivers: dict[Unit, Driver[Any]] = {}
+    for number, unit in enumerate(units):
+        start = frames.start + number * share
+        mine = range(start, start + share)
+        if isinstance(unit, AmdviUnit):
+            drivers[unit] = AmdviDriver(machine, unit, mine)
+        elif isinstance(unit, VtdUnit):
+            drivers[unit] = VtdDriver(machine, unit, mine)
+    return drivers

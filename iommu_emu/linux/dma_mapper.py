@@ -83,7 +83,8 @@ class DmaMapper:
         """Map one buffer; the arguments are checked."""
         self.linux.meter.spend(cpu, Work.MAP_CALL)
         if device.domain.type is DomainType.IDENTITY:
-            mapping = self._map_directly(device, physical, size, direction, cpu)
+            bounces = self.linux.bounces_all and not coherent
+            mapping = self._map_directly(device, physical, size, direction, cpu, bounces)
         else:
             mapping = self._map_translated(device, physical, size, direction, cpu)
         mapping.coherent = coherent
@@ -167,11 +168,17 @@ class DmaMapper:
         return first
 
     def _map_directly(
-        self, device: DmaDevice, physical: int, size: int, direction: Direction, cpu: int
+        self,
+        device: DmaDevice,
+        physical: int,
+        size: int,
+        direction: Direction,
+        cpu: int,
+        bounces: bool,
     ) -> Mapping:
         """Map where there is no translation: the device uses physical addresses."""
         limit = device.limit.last
-        if not self.linux.bounces_all and physical + size - 1 <= limit:
+        if not bounces and physical + size - 1 <= limit:
             mine = ((physical, size),)
             return Mapping(device, physical, size, direction, physical, size, physical, mine)
         slot = self._bouncer.take(device, physical, size, direction, cpu)

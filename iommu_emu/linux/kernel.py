@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from iommu_emu.amdvi.driver import AmdviDriver
-from iommu_emu.amdvi.unit import AmdviUnit
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.driver import Domain
 from iommu_emu.kernel_log import KernelLog
 from iommu_emu.linux.ats import DeviceTlbs
-from iommu_emu.linux.boot import plan_boot
+from iommu_emu.linux.boot import make_drivers, plan_boot, split_ram
 from iommu_emu.linux.bounce import BounceRule
 from iommu_emu.linux.default_domain import (
     choose_type,
@@ -31,18 +28,12 @@ from iommu_emu.linux.iova import DmaLimit
 from iommu_emu.linux.kernel_memory import KernelMemory
 from iommu_emu.linux.parameters import UPSTREAM, KernelBuild, Parameters
 from iommu_emu.linux.refused import RefusedError
-from iommu_emu.linux.reserved_regions import (
-    KernelAge,
-    device_regions,
-)
-from iommu_emu.linux.swiotlb import DEFAULT_POOL, SEGMENT_SIZE, Swiotlb
+from iommu_emu.linux.reserved_regions import KernelAge, device_regions
+from iommu_emu.linux.swiotlb import DEFAULT_POOL, Swiotlb
 from iommu_emu.meter import FREE, Meter
 from iommu_emu.page_table import PAGE_SIZE
 from iommu_emu.pci.function import Function
 from iommu_emu.timeline import Timeline
-from iommu_emu.unit import Unit
-from iommu_emu.vtd.driver import VtdDriver
-from iommu_emu.vtd.unit import VtdUnit
 
 if TYPE_CHECKING:
     from iommu_emu.machine import Machine
@@ -95,6 +86,8 @@ class Linux:
 
     Raises:
         ValueError: if an argument is outside its range; nothing is switched on then.
+        NotRamError: if `ram` or `frames` is not RAM; the same.
+        MemoryError: if `frames` do not do for what the units need at boot.
     """
 
     def __init__(
@@ -116,6 +109,10 @@ class Linux:
     ) -> None:
         if cpus < 1:
             raise ValueError(f"cpus must be at least 1, not {cpus}")
+        if ram.start < frames.stop and frames.start < ram.stop:
+            raise ValueError(f"ram and frames must not overlap, as {ram} and {frames} do")
+        for each in (ram, frames):
+            machine.memory.view(each.start, len(each))
         self.machine = machine
         self.clock = machine.clock
         self.parameters = Parameters.parse(parameters)
@@ -128,13 +125,13 @@ class Linux:
         self.age = age
         self._said: set[str] = set()
         self._pool: Swiotlb | None = None
-        ram, self._pool_range = self._split_ram(ram, pool_size)
+        ram, self._pool_range = split_ram(self.parameters, ram, pool_size)
         self.memory = KernelMemory(ram, self.timeline)
         plan = plan_boot(machine, self.parameters, build)
         for line in plan.log:
             self.log.write(line)
         self.default_type = plan.default_type
-        self.drivers = self._make_drivers(plan.units, frames)
+        self.drivers = make_drivers(machine, plan.units, frames)
         self.device_tlbs = DeviceTlbs(self)
         self.flusher = Flusher(self)
         self.dma = (dma_api or DmaApi)(self)
@@ -148,35 +145,6 @@ class Linux:
         return f"<Linux {self.parameters.text!r}: {len(self.groups)} groups>"
 
     # ---- boot --------------------------------------------------------------------------------
-
-    def _split_ram(self, ram: range, pool_size: int) -> tuple[range, range]:
-        """Put the bounce buffers at the end of the RAM."""
-        size = self.parameters.pool_size
-        size = pool_size if size is None else size
-        if self.parameters.swiotlb == "noforce":
-            size = 0
-        if size and (size < SEGMENT_SIZE or size & (size - 1)):
-            raise ValueError(
-                f"pool_size must be 0 or a power of two of at least {SEGMENT_SIZE}, not {size}"
-            )
-        if size >= ram.stop - ram.start:
-            raise ValueError(
-                f"pool_size must be below the {ram.stop - ram.start} bytes of ram, not {size}: "
-                "make ram larger, or the pool smaller (swiotlb=)"
-            )
-        return range(ram.start, ram.stop - size), range(ram.stop - size, ram.stop)
-
-    def _make_drivers(self, units: Sequence[Unit], frames: range) -> dict[Unit, Driver[Any]]:
-        share = (frames.stop - frames.start) // max(1, len(units)) & -PAGE_SIZE
-        drivers: dict[Unit, Driver[Any]] = {}
-        for number, unit in enumerate(units):
-            start = frames.start + number * share
-            mine = range(start, start + share)
-            if isinstance(unit, AmdviUnit):
-                drivers[unit] = AmdviDriver(self.machine, unit, mine)
-            elif isinstance(unit, VtdUnit):
-                drivers[unit] = VtdDriver(self.machine, unit, mine)
-        return drivers
 
     def _boot(self) -> None:
         if self.drivers:
@@ -192,7 +160,7 @@ class Linux:
             try:
                 self._probe(function)
             except RefusedError:
-                continue  # it stays blocked; the log says why
+                self._leave_group(function)  # it stays blocked; the log says why
 
     @property
     def pool(self) -> Swiotlb | None:
@@ -233,8 +201,7 @@ class Linux:
         try:
             return self._probe(function)
         except Exception:
-            if self.groups.of(function) is not None:
-                self.groups.remove(function)
+            self._leave_group(function)
             raise
 
     def remove(self, function: Function) -> None:
@@ -257,10 +224,18 @@ class Linux:
         for requester in device.requesters:
             if requester not in used and requester in device.driver.attached:
                 self.device_tlbs.detach(device, requester)
+        self._leave_group(function)
+
+    def _leave_group(self, function: Function) -> None:
+        """Take a function out of its group; the last one takes the group's domain with it."""
+        group = self.groups.of(function)
+        if group is None:
+            return
         self.groups.remove(function)
-        if not group.members:
-            self._close(device.driver, self._defaults.pop(group))
+        default = self._defaults.pop(group, None) if not group.members else None
+        if default is not None:
             self._ownerships.pop(group, None)
+            self._close(default)
 
     def device(self, function: Function) -> DmaDevice:
         """Return what the kernel knows of a function.
@@ -335,14 +310,16 @@ class Linux:
                 self.device_tlbs.detach(device, requester)
         device.domain = domain
 
-    def _close(self, driver: Driver[Any], domain: DmaDomain) -> None:
+    def _close(self, domain: DmaDomain) -> None:
         """End a domain that no device is attached to."""
-        if domain.table is None:
+        table = domain.table
+        if table is None:
             return
         self.flusher.close(domain)
         if domain.iovas is not None:
             domain.iovas.close()
-        driver.destroy_domain(domain.table)
+        driver = next(d for d in self.drivers.values() if d.domains.get(table.id) is table)
+        driver.destroy_domain(table)
 
     def ownership(self, group: IommuGroup) -> DmaOwnership:
         """Return who may use the DMA of a group; a claim moves its devices for real."""
@@ -356,12 +333,11 @@ class Linux:
         """Return a new, empty domain for user space: strict whatever the command line says.
 
         Raises:
-            ValueError: if the group has no IOMMU, or the unit is out of domain IDs.
+            ValueError: if the group has no members, or the unit is out of domain IDs.
         """
-        for function in group.members:
-            driver = self.device(function).driver
-            return create_table(driver)
-        raise ValueError(f"group {group.number} has no members")
+        if not group.members:
+            raise ValueError(f"group {group.number} has no members")
+        return create_table(self.device(next(iter(group.members))).driver)
 
     # ---- types -------------------------------------------------------------------------------
 
@@ -369,8 +345,8 @@ class Linux:
         """Write to the `type` file of a group in sysfs (os 4.1).
 
         From DMA to DMA-FQ it changes at once; since Linux 6.4 nobody asks whether the devices
-        are trusted. Everything else makes a new default domain, for
-        which no driver may be bound, and nothing mapped.
+        are trusted. Everything else makes a new default domain: no driver may be bound, and
+        nothing mapped.
 
         Args:
             group: one of the kernel's.
@@ -413,7 +389,7 @@ class Linux:
         self._defaults[group] = new
         for function in group.members:
             self._attach(function, GroupDomain.DEFAULT)
-        self._close(driver, old)
+        self._close(old)
 
     def attribute(self, function: Function, *, lazy: bool) -> None:
         """Say for a device whether it may be lazy: the proposal of 2019, for root to decide.

@@ -163,8 +163,9 @@ class Walker(reference.Walker[Context]):
         if untranslated and request.access is Access.WRITE and is_interrupt(request.address):
             return Answer(Outcome.INTERRUPT, request.address)
         asks = request.at is AddressType.TRANSLATION_REQUEST
-        if request.at is AddressType.RESERVED or (asks and not self.unit.enabled):
-            return Answer(Outcome.UNSUPPORTED)
+        misused = asks and (request.access & Access.WRITE or not self.unit.enabled)
+        if misused or request.at is AddressType.RESERVED:
+            return Answer(Outcome.UNSUPPORTED, failure=Failure(0, "AT"))  # pci 6
         return None if self.unit.enabled else pass_through(request)
 
     def context(self, requester: int) -> Context | Failure:

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from iommu_emu.policies import registry as policies
+from iommu_emu.scenario_report.summary import Summary, answer_of, summarize
 from iommu_emu.scenarios import registry as scenarios
 from iommu_emu.scenarios.expectations import Expectation, Expectations, built_in, check
 from iommu_emu.scenarios.result import FOREVER, Row, ScenarioResult
 from iommu_emu.scenarios.scenario import Scenario
-from iommu_emu.timeline import Timeline
+from iommu_emu.timeline import TimelineEvent
 
 __all__ = ["Verdict", "plain", "verdict"]
 
@@ -65,6 +66,8 @@ def _result(scenario: Scenario, result: ScenarioResult, known: Expectations) -> 
         "attacks": {attack.name: attack.summary for attack in scenario.attacks},
         "rows": [_row(result, row, known) for row in result.rows],
         "costs": {policy: asdict(costs) for policy, costs in result.costs.items()},
+        "summary": [_summary(summary) for summary in summarize(result)],
+        "answer": answer_of(scenario, result),
     }
 
 
@@ -90,7 +93,19 @@ def _row(result: ScenarioResult, row: Row, known: Expectations) -> dict[str, Any
         "log": row.log,
         "story": row.story,
         "timeline": _events(row.timeline),
-        "timeline_dropped": row.timeline.dropped,
+        "timeline_dropped": row.timeline_dropped,
+    }
+
+
+def _summary(summary: Summary) -> dict[str, Any]:
+    return {
+        "policy": summary.policy,
+        "tried": summary.tried,
+        "let_in": list(summary.let_in),
+        "worst": summary.worst.attack if summary.worst else None,
+        "window_ns": _window(summary.window),
+        "pair_ns": summary.pair_ns,
+        "gbps": summary.gbps,
     }
 
 
@@ -106,7 +121,7 @@ def _window(window: int) -> int | str:
     return "forever" if window == FOREVER else window
 
 
-def _events(timeline: Timeline) -> list[dict[str, Any]]:
+def _events(timeline: Sequence[TimelineEvent]) -> list[dict[str, Any]]:
     return [
         {
             "time": event.time,

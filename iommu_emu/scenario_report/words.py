@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iommu_emu.clock import MICROSECOND, MILLISECOND, SECOND
-from iommu_emu.scenarios.result import FOREVER, Outcome, Row
+from iommu_emu.scenarios.result import FOREVER, Row
 
 __all__ = ["VENDORS", "duration", "outcome_words", "window_words"]
 
@@ -19,11 +19,11 @@ def duration(time: float) -> str:
     return f"{time:.3g} ns"
 
 
-def window_words(outcome: Outcome) -> str:
-    """Return how long an attack's window was."""
-    if outcome.window == FOREVER:
+def window_words(window: int) -> str:
+    """Return how long a window was, ns or `FOREVER`."""
+    if window == FOREVER:
         return "forever"
-    return duration(outcome.window) if outcome.window else "none"
+    return duration(window) if window else "none"
 
 
 def outcome_words(row: Row) -> str:

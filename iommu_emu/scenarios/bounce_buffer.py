@@ -296,6 +296,13 @@ SCENARIO = Scenario(
         "Linux, 2019: 'iommu: Bounce page for untrusted devices', v3 and v4, Lu Baolu, "
         "Robin Murphy, Konrad Rzeszutek Wilk"
     ),
+    answer=(
+        "Strict invalidation does not help what shares a page with a buffer; copies do. If "
+        "whole pages between head and tail stay mapped in place, unmapping must be strict; if "
+        "all of a buffer is copied, it may be lazy, as long as the slots wait for the flush "
+        "too. Buffers that are mapped for good need no copy, but the device can change what "
+        "was checked already."
+    ),
     policies=(
         "linux-strict",
         "linux-lazy",

@@ -9,6 +9,7 @@ from iommu_emu.devices.malicious.device import MaliciousDevice
 from iommu_emu.devices.malicious.impostor import Impostor
 from iommu_emu.direction import Direction
 from iommu_emu.linux.dma_device import DmaDevice
+from iommu_emu.linux.domain_type import DomainType
 from iommu_emu.linux.flush_queue import PER_CPU
 from iommu_emu.linux.vfio import Vfio
 from iommu_emu.pci.topology import Bridge
@@ -90,15 +91,18 @@ def _taken_over(lab: Laboratory, owner: str = "sshd") -> tuple[int, bytes]:
     return page, lab.plant(page, PAGE)
 
 
-def _outcome(lab: Laboratory, attempt: Attempt, leaked: int = 0, corrupted: int = 0) -> Outcome:
+def _outcome(victim: _Victim, attempt: Attempt, leaked: int = 0, corrupted: int = 0) -> Outcome:
     """Tell how it ended, and return what it came to."""
+    lab = victim.lab
     endless = attempt.landed == attempt.tried
     if not attempt.ok:
         lab.say("The unmap returned when the invalidation was complete: the first try faults.")
-    elif endless:
-        lab.say("Nothing invalidates what the device uses, or nothing is translated: it goes on.")
-    else:
+    elif not endless:
         lab.say("A cached translation still leads there, until a flush drops it.")
+    elif victim.device.domain.type is DomainType.IDENTITY:
+        lab.say("Nothing is translated, so nothing can be taken back: the device goes on.")
+    else:
+        lab.say("What the device uses is mapped for good, whatever is unmapped: it goes on.")
     if attempt.ok and not (leaked or corrupted):
         lab.say("But what it leads to is nobody else's meanwhile.")
     return lab.outcome(leaked=leaked, corrupted=corrupted, forever=attempt.ok and endless)
@@ -120,7 +124,7 @@ def _read_after_unmap(lab: Laboratory, victim: _Victim) -> Outcome:
     _, secret = _taken_over(lab)
     lab.revoke("the packet is unmapped, and its page free")
     attempt = victim.keep_reading(iova)
-    return _outcome(lab, attempt, leaked=lab.matching(attempt.data, secret))
+    return _outcome(victim, attempt, leaked=lab.matching(attempt.data, secret))
 
 
 def write_after_unmap(lab: Laboratory) -> Outcome:
@@ -136,7 +140,7 @@ def write_after_unmap(lab: Laboratory) -> Outcome:
     corrupted = lab.changed(page, secret)
     if corrupted:
         lab.say("The device writes zeros over it, the ID of root.")
-    return _outcome(lab, attempt, corrupted=corrupted)
+    return _outcome(victim, attempt, corrupted=corrupted)
 
 
 def coherent_after_free(lab: Laboratory) -> Outcome:
@@ -150,7 +154,7 @@ def coherent_after_free(lab: Laboratory) -> Outcome:
     lab.say("A driver frees its ring of descriptors, and sshd gets a page for its keys.")
     lab.revoke("the ring is unmapped and freed")
     attempt = victim.keep_reading(ring.iova)
-    return _outcome(lab, attempt, leaked=lab.matching(attempt.data, secret))
+    return _outcome(victim, attempt, leaked=lab.matching(attempt.data, secret))
 
 
 def own_reuse(lab: Laboratory) -> Outcome:
@@ -165,8 +169,8 @@ def own_reuse(lab: Laboratory) -> Outcome:
     attempt = victim.keep_reading(iova)
     leaked = lab.matching(attempt.data, secret)
     if leaked:
-        lab.say("It is the same page: keeping it from others does not help this user.")
-    return _outcome(lab, attempt, leaked=leaked)
+        lab.say("It is the same one: keeping it for this device alone would not help that user.")
+    return _outcome(victim, attempt, leaked=leaked)
 
 
 # ---- devices that are not what they seem ---------------------------------------------------------
@@ -232,7 +236,7 @@ def group_eavesdrop(lab: Laboratory) -> Outcome:
     lab.say("A sound card in the NIC's group reads a NIC's packet while it is mapped, and after.")
     lab.revoke("the NIC's packet is unmapped, and its page free")
     attempt = mate.keep_reading(iova)
-    return _outcome(lab, attempt, leaked=lab.matching(attempt.data, secret))
+    return _outcome(mate, attempt, leaked=lab.matching(attempt.data, secret))
 
 
 # ---- who else ------------------------------------------------------------------------------------
@@ -240,7 +244,8 @@ def group_eavesdrop(lab: Laboratory) -> Outcome:
 
 def read_after_user_unmap(lab: Laboratory) -> Outcome:
     """Read a guest's page after the guest gave it back."""
-    function = lab.attach(MaliciousDevice("nic"))
+    victim = _victim(lab)
+    function = victim.function
     vfio = Vfio(lab.linux)
     vfio.bind(function, "vfio-pci")
     guest = vfio.open(function)
@@ -255,7 +260,7 @@ def read_after_user_unmap(lab: Laboratory) -> Outcome:
     attempt = lab.read(function, GUEST_PAGE, PAGE)
     leaked = lab.matching(attempt.data, secret)
     lab.say("A domain of user space never is lazy, whatever the kernel's own are.")
-    return _outcome(lab, attempt, leaked=leaked)
+    return _outcome(victim, attempt, leaked=leaked)
 
 
 def live_switch(lab: Laboratory) -> Outcome:
@@ -280,6 +285,15 @@ SCENARIO = Scenario(
     source=(
         "Linux, 2019: 'iommu: set the default iommu-dma mode as non-strict', Zhen Lei, "
         "Jean-Philippe Brucker, Robin Murphy, Hanjun Guo"
+    ),
+    answer=(
+        "A lazy flush leaves a page to the device for up to 10 ms after it went to somebody "
+        "else, and a kernel takes every device for trusted that comes by an unmarked port. "
+        "Keeping freed memory for its device helps everybody but users of the same device; an "
+        "attribute by IDs lets an impostor in, calls that opt in open the window again, and "
+        "coherent memory alone saves nothing where buffers are mapped one by one. Speed "
+        "without a window takes other buffers (shadow-copy) or fewer invalidations "
+        "(fast-and-safe)."
     ),
     policies=(
         "linux-strict",

@@ -302,6 +302,13 @@ SCENARIO = Scenario(
     question="A device is assigned to user space. Which drivers may stay bound next to it, and "
     "what can it do to those that should not?",
     source="Linux, 2022: 'vfio: Remove iommu group notifier', Lu Baolu and Alex Williamson",
+    answer=(
+        "The old rule asks nothing of a bridge's driver, so that a card can write its "
+        "registers, and all it can do about a driver that comes later is to stop the machine. "
+        "Ownership refuses both with an error. Drivers that do without DMA and without "
+        "registers in memory may stay under both rules, and neither helps where groups are "
+        "too small, as below a switch without access control services."
+    ),
     policies=("vfio-notifier", "vfio-ownership"),
     attacks=(
         Attack(

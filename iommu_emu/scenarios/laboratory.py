@@ -305,7 +305,8 @@ class Laboratory(Attempts):
             policy=self.policy.name,
             attack=attack,
             outcome=outcome,
-            timeline=self.timeline,
+            timeline=tuple(self.timeline),  # without the clock, which would keep the machine
+            timeline_dropped=self.timeline.dropped,
             refused=self.refused,
             stale_uses=len(self.stale_uses()) + self.unit.lost_stale_uses,
             faults=self.faults(),

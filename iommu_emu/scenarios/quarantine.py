@@ -270,20 +270,21 @@ def _squat(lab: Laboratory) -> Outcome:
     firmware = lab.plant(region.base, PAGE)
     bench = _bench(lab, device)
     _take(lab, bench)
-    read = lab.read(device, region.base, PACKET)
-    write = lab.write(device, region.base, DATA, until=lab.clock.now + PATIENCE, every=STEP)
+    long = PATIENCE // 2
+    read = lab.read(device, region.base, PACKET, until=lab.clock.now + long, every=STEP)
+    write = lab.write(device, region.base, DATA, until=lab.clock.now + long, every=STEP)
     return _end(
         lab,
         passed=read.ok or write.ok,
         sank=_sank(lab, bench, read.data),
         leaked=lab.matching(read.data, firmware[:PACKET]),
         corrupted=lab.changed(region.base, firmware),
-        forever=write.completion.ok,
+        forever=read.completion.ok or write.completion.ok,
     )
 
 
 def _firmware_dma(lab: Laboratory) -> Outcome:
-    """No attack: a card goes on doing what firmware reserved memory for, which is not to be lost."""
+    """No attack: a card goes on doing what firmware reserved memory for; nothing may get lost."""
     device = HangsHost("nic")
     lab.attach(device)
     region = lab.reserve(device)
@@ -353,6 +354,14 @@ SCENARIO = Scenario(
     "does the host survive it, and who notices?",
     source="xen-devel, March 2020: 'IOMMU: make DMA containment of quarantined devices optional', "
     "Jan Beulich, with the review's counter-proposal",
+    answer=(
+        "Without quarantine a device is the hardware domain's again and reaches its memory. "
+        "Basic quarantine stops it with faults, which hang a host with a fragile device; a "
+        "page to read from (full) or to read from and write to (scratch-page) lets that host "
+        "live, but then nothing tells the administrator. A list protects the devices on it, "
+        "and no quarantine helps against what the guest did before, or replaces the memory "
+        "that firmware reserved."
+    ),
     policies=(*MODES, *UNFIXED),
     attacks=(
         Attack(

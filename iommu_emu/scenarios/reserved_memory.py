@@ -325,11 +325,12 @@ def _local_window(lab: Laboratory, *, marked: bool) -> Outcome:
     linux = lab.linux
     vfio = _vfio(lab)
     vfio.bind(card, "e1000e")
-    buffer = linux.memory.alloc_pages(1, "packet")
+    known = linux.device(card)
+    buffer = linux.dma.alloc_buffer(known, PAGE)
     packet = lab.secret(STATUS)
-    iova = linux.dma.map_single(linux.device(card), buffer, PAGE, Direction.FROM_DEVICE)
+    iova = linux.dma.map_single(known, buffer, PAGE, Direction.FROM_DEVICE)
     card.receive(iova, packet)
-    linux.dma.unmap_single(linux.device(card), iova, PAGE, Direction.FROM_DEVICE)
+    linux.dma.unmap_single(known, iova, PAGE, Direction.FROM_DEVICE)
     lost = lab.changed(buffer, packet)
     lab.say(
         f"The DMA API hands out {iova:#x} first: "
@@ -354,6 +355,12 @@ SCENARIO = Scenario(
     "and what comes of it if the device goes on using that memory?",
     source="Linux, 2014: 'iommu/intel: Exclude devices using RMRRs from IOMMU API domains', "
     "Alex Williamson and David Woodhouse",
+    answer=(
+        "A device that firmware goes on using must not come into a domain where that address "
+        "is a guest's page. To refuse the device is safe; to map the region as well keeps "
+        "firmware content, and lets the guest into it. For regions that count as firmware's "
+        "past, everybody hopes that they are."
+    ),
     policies=(*LINUX, "xen-basic"),
     attacks=(
         Attack(

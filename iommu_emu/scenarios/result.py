@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from iommu_emu.timeline import Timeline
+from iommu_emu.timeline import TimelineEvent
 
 __all__ = ["FOREVER", "Costs", "Outcome", "Row", "ScenarioResult"]
 
@@ -51,7 +52,8 @@ class Costs:
         invalidations: how many of them were invalidations.
         lock_wait_ns: virtual time that CPUs waited for locks, or for a unit that was busy with
             the invalidations of others, mean a pair, ns.
-        gbps: data that the CPUs could move in virtual time, Gb/s, were the line no limit.
+        gbps: data that the CPUs could move in virtual time, Gb/s, were the line no limit; 0: none
+            is moved, or nothing takes time.
     """
 
     operations: int = 0
@@ -82,13 +84,15 @@ class Row:
         faults: fault records, as an administrator sees them.
         log: lines of the kernel's log.
         story: what happened and why, sentence by sentence.
-        timeline: every event.
+        timeline: every event that was kept.
+        timeline_dropped: how many were not.
     """
 
     policy: str
     attack: str
     outcome: Outcome
-    timeline: Timeline
+    timeline: Sequence[TimelineEvent] = ()
+    timeline_dropped: int = 0
     refused: str = ""
     stale_uses: int = 0
     descriptors: int = 0

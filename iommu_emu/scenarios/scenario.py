@@ -42,6 +42,8 @@ class Scenario:
         source: the discussion that it comes from.
         policies: names of the policies that it is run with by default.
         attacks: in the order in which they are told.
+        answer: to the question, when all of them were tried against all of these policies, on
+            either vendor; "": the table says it all.
         workload: measures what a policy costs; None: this scenario is not about that.
     """
 
@@ -51,4 +53,5 @@ class Scenario:
     source: str
     policies: tuple[str, ...]
     attacks: tuple[Attack, ...]
+    answer: str = ""
     workload: Callable[[Laboratory], Costs] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 from iommu_emu.devices import Device, Nic
@@ -125,5 +126,5 @@ def _measured(laboratory: Laboratory, workload: Callable[[VirtualCpus], Measured
         descriptors=measured.commands.total(),
         invalidations=measured.invalidations,
         lock_wait_ns=measured.lock_wait_ns / operations,
-        gbps=measured.gbps,
+        gbps=measured.gbps if isfinite(measured.gbps) else 0.0,
     )

@@ -22,6 +22,7 @@ from iommu_emu.xen.device import XenDevice
 from iommu_emu.xen.domain import DOM0, DOM_IO, Mapping, XenDomain
 from iommu_emu.xen.fault_log import fault_lines
 from iommu_emu.xen.parameter import Quarantine, Release, parse_command_line
+from iommu_emu.xen.patience import OLD_LIMIT
 from iommu_emu.xen.phantom import phantom_requesters, phantom_stride
 from iommu_emu.xen.reassign import Reassigner
 from iommu_emu.xen.rmrr import identity_regions
@@ -138,8 +139,13 @@ class Xen:
             )
             driver.tell = self._print
             driver.device_tlb_limit = parameters.device_tlb_timeout
-            if Advisory.XSA_373 in self._unfixed and isinstance(unit, VtdUnit):
-                driver.give_up = partial(self._device_tlb_timed_out, driver)
+            if Advisory.XSA_373 in self._unfixed:
+                driver.usual_limit = OLD_LIMIT
+                if isinstance(unit, VtdUnit):
+                    driver.give_up = partial(self._device_tlb_timed_out, driver)
+                else:
+                    driver.device_tlb_limit = OLD_LIMIT
+                    driver.give_up = lambda requester: None
         self._print(f"I/O virtualisation {'en' if units else 'dis'}abled")
         if units:
             strict = parameters.dom0_strict and not parameters.dom0_passthrough

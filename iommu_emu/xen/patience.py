@@ -4,8 +4,8 @@ A CPU spins until the unit is done: a word in the log when that takes long is al
 looks at the time-out error that stops the queue, and on AMD-Vi Xen sets no time-out: a device that
 keeps quiet hangs the host. That is why ATS is off unless the command line asks for it.
 
-Before XSA-373 VT-d's code gave up instead: the device's ATS was switched off, and the guest that
-had it was crashed (os 4.10).
+Before XSA-373 Xen gave up instead. VT-d's code switched the device's ATS off, and crashed the guest
+that had it (os 4.10); AMD-Vi's went on as if the device had answered, and told nobody.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ if TYPE_CHECKING:
     from iommu_emu.machine import Machine
 
 USUAL_LIMIT = 100  # ms for everything but device-TLBs
+OLD_LIMIT = 1  # ms of that before XSA-373; on AMD-Vi 1,000 reads of a register, for device-TLBs too
 _DEVICE_TLB = ("DeviceTlbInvalidation", "InvalidateIotlbPages")
 
-__all__ = ["PatientDriver"]
+__all__ = ["OLD_LIMIT", "PatientDriver"]
 
 
 class PatientDriver(Driver[Any]):
     """Waits as Xen does; mixed into a vendor's driver.
 
     Attributes:
-        device_tlb_limit: ms until a wait for a device-TLB counts as long.
+        usual_limit: ms until a wait counts as long.
+        device_tlb_limit: the same of a wait for a device-TLB.
         tell: takes lines for Xen's log.
         give_up: called with the requester ID of a device that did not answer, instead of waiting
-            on, and it is taken for an answer; None: Xen waits on.
+            on, and then it counts as answered; None: Xen waits on.
     """
 
     def __init__(
         self, machine: Machine, unit: Any, frames: range, invalidation: str = "queue"
     ) -> None:
         super().__init__(machine, unit, frames, invalidation)
+        self.usual_limit = USUAL_LIMIT
         self.device_tlb_limit = 1000
         self.tell: Callable[[str], None] = lambda line: None
         self.give_up: Callable[[int], None] | None = None
@@ -68,7 +71,7 @@ class PatientDriver(Driver[Any]):
         done = self.submit_wait()
         clock = self.machine.clock
         start = clock.now
-        limit = self.device_tlb_limit if device_tlb else USUAL_LIMIT
+        limit = self.device_tlb_limit if device_tlb else self.usual_limit
         alarm = clock.call_later(limit * MILLISECOND * self._threshold, lambda: None)
         slow = False
         try:
@@ -93,6 +96,8 @@ class PatientDriver(Driver[Any]):
             self.tell(self._slow(device_tlb, f"took {took}ms"))
 
     def _give_up(self, device_tlb: bool) -> None:
+        if not isinstance(self.unit, AmdviUnit):
+            self.tell("[VT-D] Queue invalidate wait descriptor timed out")
         if device_tlb and self.give_up is not None:
             self.give_up(self._asked_last)
 

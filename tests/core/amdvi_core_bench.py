@@ -74,7 +74,7 @@ EVERYTHING = PREFETCH_SUP | INVALIDATE_ALL_SUP | HATS_6 | MSI_MMIO_SUP
 
 # Event codes and flags (10.1).
 ILLEGAL_DTE, PAGE_FAULT, DTE_ERROR, TABLE_ERROR, ILLEGAL_COMMAND, COMMAND_ERROR = range(1, 7)
-INVALID_REQUEST = 8
+INVALIDATION_TIMEOUT, INVALID_REQUEST = 7, 8
 GN, NX, US, INT, PR, RW_FLAG, PE, RZ, TR, MASTER_ABORT = (1 << n for n in range(10))
 
 SMALL = CacheGeometry(64, 16)
@@ -179,6 +179,7 @@ class Amdvi:
         *,
         efr: int = EVERYTHING,
         np_cache: bool = False,
+        device_tlbs: bool = False,
         shape: Geometry = GEOMETRY,
         timing: Timing = IMMEDIATE,
         lookup: IotlbLookup = IotlbLookup.BY_REQUESTER,
@@ -204,6 +205,7 @@ class Amdvi:
             "efr": efr,
             "device_id": 0x0002,
             "np_cache": np_cache,
+            "iotlb_sup": device_tlbs,
         }
         self.unit: CoreUnit = self.machine.create_amdvi(self.config)
         self.machine.route(0, 0, 0xFFFF, self.unit)
@@ -360,6 +362,13 @@ def invalidate_pages(
 
 def invalidate_domain(domain: int = 1) -> tuple[int, int]:
     return invalidate_pages(domain, EVERYTHING_ADDRESS, s=1, pde=1)
+
+
+def invalidate_device_tlb(
+    device: int = DEVICE, address: int = 0, *, s: int = 0, most: int = 0, queue: int | None = None
+) -> tuple[int, int]:
+    queue = device if queue is None else queue
+    return 4 << 60 | queue << 32 | most << 24 | device, address | s
 
 
 def invalidate_interrupts(device: int = DEVICE) -> tuple[int, int]:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 from ats_bench import MEMORY, PAGE, TIMEOUT, ats_bench, ats_port, invalidate
-from core_bench import DEVICE, OTHER, READ, RW, TE, WRITE, Bench, R, W
+from core_bench import (
+    DEVICE,
+    OTHER,
+    READ,
+    RW,
+    TE,
+    WRITE,
+    Bench,
+    R,
+    W,
+    device_descriptor,
+    iotlb_descriptor,
+)
 
 from iommu_emu.core import (
     AddressType,
@@ -396,6 +408,39 @@ def test_removed_function_does_not_answer_any_more() -> None:
     bench.machine.advance_to(TIMEOUT // 2)
     assert tlb.counters()["invalidation_answers"] == 0
     assert port.complete_invalidation(1) is Status.REMOVED
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_removed_function_leaves_only_what_was_translated_on_its_way(known: bool) -> None:
+    bench = ats_bench()
+    port, _ = ats_port(bench)
+    if known:
+        port.read(PAGE, 1)
+    port.set_latency(100, 50)
+    port.write(PAGE, b"late")
+    port.remove()
+    bench.machine.advance_to(1000)
+    assert bench.machine.read(MEMORY, 4) == (b"late" if known else bytes(4))
+
+
+def test_answer_that_waited_may_free_what_is_behind_it() -> None:
+    bench = ats_bench(messages=64)
+    bench.attach(tt=1).map(PAGE, 0x8000_0000)
+    bench.attach(OTHER, tt=1, domain=2).map(PAGE, 0x8000_0000)
+    bench.machine.map_bar(0x8000_0000, 0x1000, 7)
+    gone = bench.port(OTHER)
+    port, _ = ats_port(bench)
+    untranslated = bench.port(segment=1)
+    for _ in range(64):
+        untranslated.write(0x8000_0000, b"full")
+    for each in (port, gone):
+        each.write(PAGE, b"waits for room")
+    gone.destroy()
+    bench.submit(device_descriptor(DEVICE), iotlb_descriptor(1, dw=1))
+    assert bench.read("IQH") == 16
+    assert len(bench.machine.take_messages(64)) == 64
+    assert len(bench.messages(MessageKind.BAR_WRITE)) == 2
+    assert (bench.read("IQH"), bench.read("FSTS")) == (32, 0)
 
 
 def test_many_functions_come_and_go() -> None:

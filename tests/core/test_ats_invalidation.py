@@ -314,8 +314,9 @@ def test_timeout_keeps_what_the_function_never_dropped() -> None:
 
 def test_timeout_aborts_the_pending_wait_for_good() -> None:
     bench = timed_out()
-    assert bench.read("IQH") == 32
+    assert bench.read("IQH") == 16  # at the wait while ITE is set
     bench.write("FSTS", ITE)
+    assert bench.read("IQH") == 32
     bench.machine.advance_to(3 * TIMEOUT)
     assert not complete(bench)
     assert bench.unit.invalidation_state is InvalidationState.IDLE
@@ -324,7 +325,7 @@ def test_timeout_aborts_the_pending_wait_for_good() -> None:
 def test_timeout_stops_the_fetch_until_it_is_cleared() -> None:
     bench = timed_out()
     bench.submit(wait_descriptor(write=1, address=STATUS, data=1))
-    assert (bench.read("IQH"), complete(bench)) == (32, False)
+    assert (bench.read("IQH"), complete(bench)) == (16, False)
     bench.write("FSTS", ITE)
     assert (bench.read("IQH"), complete(bench)) == (48, True)
 

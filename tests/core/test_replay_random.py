@@ -14,6 +14,7 @@ from core_bench import (
     TE,
     Bench,
     context_descriptor,
+    device_descriptor,
     interrupt_descriptor,
     iotlb_descriptor,
     wait_descriptor,
@@ -22,6 +23,7 @@ from core_bench import (
 from iommu_emu.core import (
     Access,
     AddressType,
+    Answer,
     AtomicKind,
     CoreMachine,
     FullError,
@@ -29,12 +31,14 @@ from iommu_emu.core import (
     Journal,
     MessageKind,
     Port,
+    Replacement,
     Request,
     RequestFlag,
     Reset,
     play,
 )
 from iommu_emu.core import ReplayOutcome as Outcome
+from iommu_emu.geometry import CacheGeometry
 from iommu_emu.timing import Timing
 
 BAR = 0xE000_0000
@@ -48,13 +52,20 @@ class Run:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         lookup = self.random.choice(list(IotlbLookup))
-        self.bench = Bench(lookup=lookup, interrupt_remapping=True, transactions=6, messages=64)
+        self.bench = Bench(
+            lookup=lookup,
+            interrupt_remapping=True,
+            device_tlb=True,
+            timeout=100,
+            transactions=6,
+            messages=64,
+        )
         self.journal = Journal(self.bench.machine)
-        self.table = self.bench.attach()
+        self.table = self.bench.attach(tt=1)
         self.table.map(0x5000, 0x20_0000)
         self.table.map(0x8000, BAR)
         for requester in REQUESTERS[1:]:
-            self.bench.attach(requester, domain=requester & 7, table=self.table)
+            self.bench.attach(requester, domain=requester & 7, table=self.table, tt=requester & 1)
         self.bench.poke(0x4_0000, 0x31_0001, 0)
         self.bench.machine.map_bar(BAR, 0x1000, 7)
         self.ports: list[Port] = [self.bench.port(REQUESTERS[0])]
@@ -72,6 +83,7 @@ class Run:
             + [self.advance] * 3
             + [self.serve] * 2
             + [self.invalidate] * 2
+            + [self.ats] * 2
             + [self.translate, self.tables, self.command, self.port, self.timing, self.rare]
         )()
 
@@ -109,9 +121,11 @@ class Run:
             interrupt_descriptor(),
             wait_descriptor(write=1, address=0x7000, data=self.random.randrange(100)),
             wait_descriptor(interrupt=1),
+            device_descriptor(self.random.choice(REQUESTERS), 0x5000),
+            device_descriptor(self.random.choice(REQUESTERS), 0x7000, 1, mip=1),
             (self.random.getrandbits(64), self.random.getrandbits(64)),
         ]
-        self.bench.submit(*self.random.choices(choices, weights=[4, 4, 4, 4, 4, 4, 1], k=3))
+        self.bench.submit(*self.random.choices(choices, weights=[4, 4, 4, 4, 4, 4, 4, 4, 1], k=3))
 
     def translate(self) -> None:
         self.bench.unit.translate(
@@ -154,6 +168,24 @@ class Run:
         else:
             latency = random.choice((0, 0, 30)), random.choice((0, 0, 20))
             random.choice(self.ports).set_latency(*latency)
+
+    def ats(self) -> None:
+        random, port = self.random, self.random.choice(self.ports)
+        kind = random.randrange(6)
+        if port.device_tlb is None:
+            geometry = CacheGeometry(2, 2, random.choice(list(Replacement)))
+            port.add_device_tlb(geometry.parameters(), random.choice(list(Answer)))
+        elif kind == 0:
+            port.device_tlb.enable(random.randrange(4) > 0)
+        elif kind == 1:
+            port.device_tlb.set_answer(random.choice(list(Answer)), random.choice((0, 20, 200)))
+        elif kind == 2:
+            port.device_tlb.drop(0x5000, random.choice((0x5000, 0x8000)))
+        elif kind == 3:
+            port.translation_request(random.choice(ADDRESSES))
+        else:
+            tags = random.choice((1, 3, random.getrandbits(32)))
+            port.complete_invalidation(tags, random.choice((1, 1, 2)))
 
     def timing(self) -> None:
         random = self.random

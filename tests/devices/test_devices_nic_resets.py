@@ -3,7 +3,7 @@
 import gc
 import weakref
 
-from nic_bed import ADDRESS, FABRIC, RUNNING, RX, TO_MEMORY, FullFabric, start_both
+from nic_bed import ADDRESS, FABRIC, RUNNING, RX, TO_MEMORY, TX, FullFabric, start_both
 
 from iommu_emu.devices.nic import Control, Register
 
@@ -88,6 +88,18 @@ def test_nic_wire_may_remove_the_controller(nic):
     nic.driver.post(b"second")
     nic.driver.kick()
     assert nic.nic.statistics.tx_frames == 1
+
+
+def test_nic_wire_may_stop_the_driver_and_start_it_again(guarded_nic):
+    def restart(_):
+        guarded_nic.driver.stop()
+        guarded_nic.driver.start()
+
+    guarded_nic.nic.wire = restart
+    guarded_nic.driver.post(b"first")
+    guarded_nic.driver.send(b"second")
+    assert (guarded_nic.status, guarded_nic.head(TX)) == (RUNNING, 0)
+    assert guarded_nic.nic.statistics.tx_frames == 1
 
 
 def test_nic_leaves_nothing_behind_when_it_is_removed(slow_nic):

@@ -6,9 +6,11 @@ from linux_bed import BOTH, FROM, PAGE, RAM, TO, TOP, Bed, boot, new_machine, ne
 from iommu_emu import Bar, Bridge, Device, PortType
 from iommu_emu.clock import MILLISECOND
 from iommu_emu.devices import MaliciousDevice
+from iommu_emu.linux.bouncer import DmaMappingError
 from iommu_emu.linux.flush_queue import GLOBAL_LIST, PER_CPU, SINGLE
 from iommu_emu.timeline import EventKind
 from iommu_emu.timing import Timing
+from iommu_emu.vtd.capabilities import Capabilities
 
 VENDORS = ("vtd", "amdvi")
 SECRET = b"attack at dawn"
@@ -320,6 +322,20 @@ def test_coherent_memory_is_freed_before_a_lazy_flush(lazy):
     assert lazy.evil.read(buffer.iova, len(SECRET)).data == SECRET
 
 
+def test_coherent_memory_is_never_bounced(iommu):
+    bed = Bed(iommu, "iommu.passthrough=1 swiotlb=force")
+    buffer = bed.dma.alloc_coherent(bed.device, PAGE)
+    assert buffer.iova == buffer.physical
+
+
+def test_coherent_memory_that_is_out_of_reach_is_refused(iommu):
+    bed = Bed(iommu, "iommu.passthrough=1")
+    bed.device.limit.last = PAGE - 1
+    with pytest.raises(DmaMappingError, match="reaches addresses up to 0xfff"):
+        bed.dma.alloc_coherent(bed.device, PAGE)
+    assert bed.linux.leaks()["allocated pages"] == 0
+
+
 def test_coherent_memory_is_not_freed_twice(strict):
     buffer = strict.dma.alloc_coherent(strict.device, PAGE)
     strict.dma.free_coherent(strict.device, buffer)
@@ -435,3 +451,19 @@ def test_lazy_flush_takes_as_long_as_its_invalidation(iommu, slow):
     assert bed.linux.leaks()["iovas"] == 1
     bed.machine.clock.advance(1)
     assert bed.linux.leaks()["iovas"] == 0
+
+
+# Units that cache what is not present.
+
+
+@pytest.mark.parametrize(
+    ("vendor", "config"),
+    [("vtd", {"capabilities": Capabilities(caching_mode=True)}), ("amdvi", {"np_cache": True})],
+)
+def test_map_invalidates_what_is_cached_of_an_address_that_was_not_mapped(vendor, config):
+    bed = Bed(vendor, config=config)
+    assert not reaches(bed, TOP)
+    before = bed.device.driver.submitted.total()
+    _, iova = mapped(bed)
+    assert (iova, bed.device.driver.submitted.total() - before) == (TOP, 2)
+    assert reaches(bed, iova)

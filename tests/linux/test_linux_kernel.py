@@ -3,7 +3,7 @@
 import pytest
 from linux_bed import BOTH, PAGE, TO, TOP, Bed, boot, new_machine, new_port
 
-from iommu_emu.core import StateError
+from iommu_emu.core import NotRamError, StateError
 from iommu_emu.devices import Device, MaliciousDevice
 from iommu_emu.linux.bounce import BounceRule
 from iommu_emu.linux.bound_group import DRIVERS
@@ -147,6 +147,16 @@ def test_kernel_refuses_a_pool_that_swiotlb_cannot_be(size):
         Bed("vtd", pool_size=size)
 
 
+def test_kernel_refuses_ram_that_overlaps_its_frames():
+    with pytest.raises(ValueError, match="ram and frames must not overlap"):
+        Bed("vtd", frames=range(0x40_0000, 0x51_0000))
+
+
+def test_kernel_refuses_ram_that_is_none():
+    with pytest.raises(NotRamError):
+        Bed("vtd", ram=range(0x80_0000, 0x200_0000))
+
+
 def test_kernel_pool_size_of_the_command_line_wins():
     assert Bed("vtd", "swiotlb=256", external=True).linux.pool.size == 512 << 10
 
@@ -213,6 +223,28 @@ def test_kernel_refuses_an_untrusted_device_that_must_be_identity():
         "refusing to probe."
     )
     assert bed.linux.groups.of(audio) is None
+    assert not audio.dma.read(0x60_0000, 4).ok
+
+
+def test_kernel_that_cannot_map_a_reserved_region_leaves_the_device_blocked():
+    bed = Bed("vtd")
+    before, domains = bed.linux.leaks(), len(bed.device.driver.domains)
+    requesters = ((0x0200, 0x0200),)
+    bed.machine.reserved_regions.append(ReservedRegion(1 << 50, (1 << 50) + 4095, 0, requesters))
+    with pytest.raises(RefusedError, match="-EINVAL"):
+        bed.plug(late := MaliciousDevice("late"))
+    assert bed.log()[-1] == (
+        "pci 0000:02:00.0: IOMMU driver was not able to establish FW requested direct mapping."
+    )
+    assert (bed.linux.leaks(), late in bed.linux.devices) == (before, False)
+    assert len(bed.device.driver.domains) == domains + 1  # the port's
+
+
+def test_kernel_boots_beside_a_device_that_it_refuses():
+    machine = new_machine("vtd")
+    audio = machine.attach(Azalia("audio"), under=new_port(machine, external=True))
+    linux = boot(machine)
+    assert (audio in linux.devices, linux.groups.of(audio)) == (False, None)
 
 
 # The type of a group.

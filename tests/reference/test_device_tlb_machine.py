@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from iommu_emu.core import AddressType, Completion, Outcome, Request, Status
+from iommu_emu.core import AddressType, Completion, IotlbLookup, Outcome, Request, Status
 from iommu_emu.geometry import CacheGeometry
 from iommu_emu.reference import Answer
 
@@ -112,13 +112,17 @@ def outcome(completion: Completion) -> Any:
 
 
 CASES = {
-    f"Test{vendor.capitalize()}{'Careless' if careless else 'Strict'}": type(
-        "Machine", (DeviceTlbMachine,), {"vendor": vendor, "careless": careless}
+    f"Test{vendor.capitalize()}{name}": type(
+        name, (DeviceTlbMachine,), {"vendor": vendor, "lookup": lookup, "careless": careless}
     ).TestCase
     for vendor in ("vtd", "amdvi")
-    for careless in (False, True)
+    for name, lookup, careless in (
+        ("Strict", IotlbLookup.BY_REQUESTER, False),
+        ("Careless", IotlbLookup.BY_REQUESTER, True),
+        ("CarelessByDomain", IotlbLookup.BY_DOMAIN, True),
+    )
 }
 for _name, _case in CASES.items():
-    _case.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+    _case.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
     globals()[_name] = _case
 del _name, _case

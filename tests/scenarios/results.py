@@ -46,7 +46,7 @@ def result(events=12, iommu="vtd"):
             policy=policy,
             attack=attack.name,
             outcome=outcomes.get(policy, Outcome()),
-            timeline=timeline(events if policy == POLICIES[1] and attack is ATTACKS[0] else 12),
+            timeline=timeline(events if policy == POLICIES[1] and attack is ATTACKS[0] else 12).events,
             story=[f"{policy} meets {attack.name}.", EVIL],
             faults=["DMAR: [DMA Read NO_PASID] Request device [01:00.0]"],
         )

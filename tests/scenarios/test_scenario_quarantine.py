@@ -9,7 +9,10 @@ from iommu_emu.scenarios.quarantine import MODES, UNFIXED, VICTIM
 from iommu_emu.scenarios.result import FOREVER
 from iommu_emu.scenarios.runner import run
 from iommu_emu.timeline import EventKind
+from iommu_emu.vtd.driver import VtdDriver
+from iommu_emu.xen.advisory import Advisory
 from iommu_emu.xen.parameter import Release
+from iommu_emu.xen.unit_driver import XenVtdDriver
 
 SCENARIO = registry.load("quarantine")
 IOMMUS = ("vtd", "amdvi")
@@ -106,7 +109,8 @@ def test_quarantine_helps_no_fragile_host_against_the_guest_itself(rows):
 def test_quarantine_write_in_flight_lands_when_it_arrives(rows):
     row = rows["xen-none", "in-flight-write"]
     assert row.outcome.window == 2000
-    (landed,) = [event for event in row.timeline if event.kind is EventKind.DMA]
+    used, landed = [event for event in row.timeline if event.kind is EventKind.DMA]
+    assert (used.text, landed.text) == ("read got through", "write got through")
     assert (landed.address, landed.size) == (VICTIM, 64)
 
 
@@ -116,6 +120,19 @@ def test_quarantine_nothing_ends_what_goes_back_to_the_hardware_domain(rows):
 
 def test_quarantine_victim_is_the_hardware_domains():
     assert VICTIM in RAM
+
+
+# What the scenario would notice.
+
+
+def test_quarantine_shows_what_a_forgotten_invalidation_leaves(monkeypatch):
+    def forgetful(driver, requester, **_):
+        VtdDriver.detach(driver, requester, invalidate=False)
+
+    monkeypatch.setattr(XenVtdDriver, "detach", forgetful)
+    basic = [policies.load("xen-basic")]
+    (row,) = run(SCENARIO, basic, attacks=["read-after-deassign"]).rows
+    assert (row.outcome.leaked, row.stale_uses) == (4096, 11)
 
 
 # Stories and policies.
@@ -134,7 +151,8 @@ def test_quarantine_story_tells_of_the_toolstack(rows):
 
 
 def test_quarantine_full_is_the_proposals():
-    assert policies.load("xen-full").release is Release.PROPOSAL
+    full = policies.load("xen-full")
+    assert (full.release, full.unfixed) == (Release.PROPOSAL, {Advisory.XSA_400})
 
 
 def test_quarantine_device_of_a_dead_guest_is_thought_to_be_taken(results):

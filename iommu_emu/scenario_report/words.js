@@ -1,0 +1,45 @@
+"use strict";
+
+const { results, vendors } = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+
+const KINDS = {
+  map: ["▲", "mapped"],
+  unmap: ["▼", "unmapped"],
+  flush: ["◆", "flushed"],
+  reuse: ["●", "reused"],
+  dma: ["■", "DMA got through"],
+  fault: ["✖", "DMA stopped"],
+  log: ["▬", "kernel's log"],
+  note: ["○", "note"],
+};
+
+function duration(ns) {
+  for (const [size, unit] of [[1e9, "s"], [1e6, "ms"], [1e3, "µs"]]) {
+    if (Math.abs(ns) >= size) return `${Number((ns / size).toPrecision(4))} ${unit}`;
+  }
+  return `${Number(ns.toPrecision(4))} ns`;
+}
+
+function outcome(row) {
+  if (row.hung) return "host hung";
+  const parts = [];
+  if (row.leaked) parts.push(`${row.leaked} B leaked`);
+  if (row.corrupted) parts.push(`${row.corrupted} B corrupted`);
+  return parts.join(", ") || (row.refused ? "refused" : "blocked");
+}
+
+function windowText(row) {
+  if (row.window_ns === "forever") return "forever";
+  return row.window_ns ? duration(row.window_ns) : "none";
+}
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined) made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
