@@ -73,7 +73,7 @@ if __name__ == "__main__":
             "iommu_emu.acpi": ["built-in/*.toml"],
             "iommu_emu.differential": ["differences.toml"],
             "iommu_emu.guest": ["init.sh", "helper/*.c"],
-            "iommu_emu.scenario_report": ["page.*"],
+            "iommu_emu.scenario_report": ["*.css", "*.html", "*.js"],
             "iommu_emu.scenarios": ["expectations.toml"],
             "iommu_emu.timing_model": ["presets/*.toml"],
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
 from textwrap import fill
@@ -80,20 +80,24 @@ def inventory_tables() -> Group:
     """Return the same for people."""
     found = inventory()
     return Group(
-        _list("scenarios", found["scenarios"], "title"),
-        _list("policies", found["policies"], "summary"),
-        _list("malicious devices", found["devices"], "summary"),
-        _list("timing models", found["timing_models"], "title"),
+        _list("scenarios", _named(found["scenarios"], "title")),
+        _list("policies", _named(found["policies"], "summary")),
+        _list("malicious devices", _named(found["devices"], "summary")),
+        _list("timing models", _named(found["timing_models"], "title")),
     )
 
 
-def _list(heading: str, things: list[dict[str, Any]], what: str) -> Table:
+def _named(things: list[dict[str, Any]], what: str) -> list[tuple[str, str]]:
+    return [(thing["name"], thing[what]) for thing in things]
+
+
+def _list(heading: str, things: Iterable[tuple[str, str]]) -> Table:
     table = Table(box=None, pad_edge=False, title_justify="left", show_header=False)
     table.title = Text(f"\n{heading}", "bold")
     table.add_column(no_wrap=True, style="cyan")
     table.add_column(overflow="fold")
-    for thing in things:
-        table.add_row(f"  {thing['name']}", Text(thing[what]))
+    for name, text in things:
+        table.add_row(f"  {name}", Text(text))
     return table
 
 
@@ -145,6 +149,7 @@ def print_run(out: Console, scenario: Scenario, result: ScenarioResult) -> None:
     """Print stories and tables of one run."""
     out.print(Text.assemble("\n", (scenario.title, "bold"), f" ({VENDORS[result.iommu]})"))
     out.print(_indented(scenario.question, 0, out.width), style="dim")
+    out.print(_list("policies", result.policies.items()))
     for attack in scenario.attacks:
         rows = [row for row in result.rows if row.attack == attack.name]
         if not rows:

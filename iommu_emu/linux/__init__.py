@@ -24,7 +24,7 @@ from iommu_emu.linux.flush_queue import (
 )
 from iommu_emu.linux.iova import DmaLimit, IovaDomain
 from iommu_emu.linux.kernel import Linux
-from iommu_emu.linux.refused import RefusedError
+from iommu_emu.refused import RefusedError
 
 __all__ = [
     "GLOBAL_LIST",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from iommu_emu.core import StateError
 from iommu_emu.linux.iommu_group import IommuGroup, device_name
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import KernelAge
 from iommu_emu.pci.function import Function
 from iommu_emu.pci.topology import Bridge
+from iommu_emu.refused import RefusedError
 
 if TYPE_CHECKING:
     from iommu_emu.machine import Machine

@@ -10,9 +10,9 @@ from iommu_emu.linux.dma_device import DmaDomain
 from iommu_emu.linux.domain_type import QUIRKS, DomainType, combined_type
 from iommu_emu.linux.iommu_group import IommuGroup, device_name
 from iommu_emu.linux.iova import CACHED_ORDERS, IovaDomain
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import RegionType, ResvRegion, group_regions, map_direct
 from iommu_emu.pci.function import Function
+from iommu_emu.refused import RefusedError
 from iommu_emu.vtd.unit import VtdUnit
 
 if TYPE_CHECKING:

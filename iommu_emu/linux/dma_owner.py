@@ -14,9 +14,9 @@ from iommu_emu.core import StateError
 from iommu_emu.driver import Domain
 from iommu_emu.linux.bound_group import BoundGroup, KernelDriver
 from iommu_emu.linux.iommu_group import IommuGroup, device_name
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import KernelAge, check_blocking_domain, check_user_domain
 from iommu_emu.pci.function import Function
+from iommu_emu.refused import RefusedError
 
 if TYPE_CHECKING:
     from iommu_emu.machine import Machine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
-from iommu_emu.linux.refused import RefusedError
+from iommu_emu.refused import RefusedError
 
 __all__ = ["QUIRKS", "TYPE_WORDS", "DomainType", "combined_type", "parse_type"]
 

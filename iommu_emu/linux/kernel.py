@@ -27,12 +27,12 @@ from iommu_emu.linux.iommu_group import IommuGroup, IommuGroups, device_name, en
 from iommu_emu.linux.iova import DmaLimit
 from iommu_emu.linux.kernel_memory import KernelMemory
 from iommu_emu.linux.parameters import UPSTREAM, KernelBuild, Parameters
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import KernelAge, device_regions
 from iommu_emu.linux.swiotlb import DEFAULT_POOL, Swiotlb
 from iommu_emu.meter import FREE, Meter
 from iommu_emu.page_table import PAGE_SIZE
 from iommu_emu.pci.function import Function
+from iommu_emu.refused import RefusedError
 from iommu_emu.timeline import Timeline
 
 if TYPE_CHECKING:

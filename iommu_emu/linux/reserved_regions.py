@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from iommu_emu.amdvi.unit import AmdviUnit
 from iommu_emu.linux.iommu_group import IommuGroup, device_name
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.machine import ReservedRegion
 from iommu_emu.page_table import PAGE_SIZE
 from iommu_emu.pci.function import Function
+from iommu_emu.refused import RefusedError
 
 if TYPE_CHECKING:
     from iommu_emu.driver import Domain

@@ -13,7 +13,6 @@ from iommu_emu.core import StateError
 from iommu_emu.linux.bound_group import DRIVERS, BoundGroup, KernelDriver
 from iommu_emu.linux.dma_owner import DmaOwnership
 from iommu_emu.linux.iommu_group import IommuGroup, device_name
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import (
     KernelAge,
     RegionType,
@@ -23,6 +22,7 @@ from iommu_emu.linux.reserved_regions import (
     map_direct,
 )
 from iommu_emu.linux.vfio_notifier import KernelBugError, VfioNotifier
+from iommu_emu.refused import RefusedError
 from iommu_emu.timeline import EventKind
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """One HTML file that shows results: no network, no other file, nothing to install.
 
-The page is page.html with page.css and page.js put in, and the results as JSON. What the script
+The page is page.html with page.css and the scripts put in, and the results as JSON. What the script
 shows, it puts in as text, so nothing that a policy or a log says becomes a part of the page.
 """
 
@@ -13,6 +13,8 @@ from string import Template
 from typing import Any
 
 from iommu_emu.scenario_report.words import VENDORS
+
+_SCRIPTS = ("words.js", "results.js", "lanes.js", "timeline.js", "page.js")  # in this order
 
 __all__ = ["page"]
 
@@ -28,7 +30,7 @@ def page(report: Mapping[str, Any]) -> str:
     folder = files("iommu_emu.scenario_report")
     return Template((folder / "page.html").read_text("utf-8")).substitute(
         style=(folder / "page.css").read_text("utf-8"),
-        script=(folder / "page.js").read_text("utf-8"),
+        script="\n".join((folder / name).read_text("utf-8") for name in _SCRIPTS),
         data=text.replace("<", "\\u003c"),  # no "</script>" in it ends the element
     )
 

@@ -7,7 +7,7 @@ $("run").append(
 $("run").value = String(state.run);
 $("run").onchange = (event) => {
   state.run = Number(event.target.value);
-  state.row = 0;
+  state.row = telling(state.run);
   view.forget();
   showRun();
 };

@@ -63,6 +63,7 @@ def _result(scenario: Scenario, result: ScenarioResult, known: Expectations) -> 
         "iommu": result.iommu,
         "seed": result.seed,
         "timing": result.timing,
+        "policies": result.policies,
         "attacks": {attack.name: attack.summary for attack in scenario.attacks},
         "rows": [_row(result, row, known) for row in result.rows],
         "costs": {policy: asdict(costs) for policy, costs in result.costs.items()},

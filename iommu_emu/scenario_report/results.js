@@ -1,10 +1,13 @@
 // What is chosen is in the address, so that a view can be linked to.
 
 const asked = new URLSearchParams(location.hash.slice(1));
-const state = {
-  run: Math.min(Math.max(0, Number(asked.get("run")) || 0), results.length - 1),
-  row: Math.max(0, Number(asked.get("row")) || 0),
-};
+const state = { run: Math.min(Math.max(0, Number(asked.get("run")) || 0), results.length - 1) };
+state.row = asked.has("row") ? Math.max(0, Number(asked.get("row")) || 0) : telling(state.run);
+
+// The first row in which something got through has more to show than one in which nothing did.
+function telling(run) {
+  return Math.max(0, results[run].rows.findIndex((row) => !row.blocked));
+}
 
 function remember() {
   const words = new URLSearchParams({ run: state.run, row: state.row, ...view.asWords() });
@@ -24,15 +27,23 @@ function showRun() {
   $("question").textContent = result.question;
   $("conditions").textContent =
     `From: ${result.source}. Seed ${result.seed}, timing model ${result.timing}.`;
-  const policies = [...new Set(result.rows.map((row) => row.policy))];
+  $("answer").textContent = result.answer;
   const attacks = [...new Set(result.rows.map((row) => row.attack))];
+  const priced = result.summary.some((summary) => summary.pair_ns !== null);
   const head = element("tr", {}, element("th", { scope: "col" }, "policy"));
+  for (const heading of ["let in", "for up to", ...(priced ? ["map + unmap"] : [])]) {
+    head.append(element("th", { scope: "col", class: "number" }, heading));
+  }
   for (const attack of attacks) {
     head.append(element("th", { scope: "col", title: result.attacks[attack] }, attack));
   }
   const body = element("tbody");
-  for (const policy of policies) {
-    const line = element("tr", {}, element("th", { scope: "row" }, policy));
+  for (const summary of result.summary) {
+    const { policy } = summary;
+    const line = element("tr", {}, element("th", { scope: "row", title: result.policies[policy] }, policy));
+    for (const text of inShort(summary, priced)) {
+      line.append(element("td", { class: "number" }, text));
+    }
     for (const attack of attacks) {
       const index = result.rows.findIndex((r) => r.policy === policy && r.attack === attack);
       line.append(element("td", {}, index < 0 ? "" : cell(result.rows[index], index)));
@@ -42,6 +53,17 @@ function showRun() {
   $("matrix").replaceChildren(element("thead", {}, head), body);
   showCosts(result);
   showRow();
+}
+
+// What a policy lets in, for how long, and at what price.
+function inShort(summary, priced) {
+  const open = summary.let_in.length;
+  const price = summary.pair_ns === null ? "" : duration(summary.pair_ns);
+  return [
+    `${open} of ${summary.tried}`,
+    open ? windowText(summary) : "",
+    ...(priced ? [price] : []),
+  ];
 }
 
 function cell(row, index) {
@@ -74,7 +96,8 @@ function showRow() {
   }
   if (!row) return;
   $("row-title").textContent = `${row.policy} against ${row.attack}: ${outcome(row)}`;
-  $("attack-summary").textContent = result.attacks[row.attack] || "";
+  $("policy-summary").textContent = `${row.policy}: ${result.policies[row.policy]}`;
+  $("attack-summary").textContent = `${row.attack}: ${result.attacks[row.attack]}`;
   showVerdict(row);
   const told = row.refused ? [...row.story, `Refused: ${row.refused}`] : row.story;
   $("story").replaceChildren(...told.map((sentence) => element("p", {}, sentence)));
@@ -124,7 +147,10 @@ function showCosts(result) {
     "queued a pair", "invalidations a pair", "Gb/s"];
   const head = element("tr");
   headings.forEach((heading, i) => {
-    head.append(element("th", { scope: "col", class: i > 1 ? "number" : null }, heading));
+    const of = { map: "map", unmap: "flush" }[heading]; // colour of its part of the bar
+    const swatch = of ? [element("i", { class: "swatch", style: `background: var(--${of})` })] : [];
+    const column = { scope: "col", class: i > 1 ? "number" : null };
+    head.append(element("th", column, ...swatch, ` ${heading}`));
   });
   const body = element("tbody");
   for (const [policy, costs] of entries) {

@@ -251,7 +251,7 @@ class View {
       const event = this.even ? this.events[Math.round(at)] : null;
       if (this.even && !event) continue;
       const x = this.x(at);
-      const label = duration(this.even ? event.time : at);
+      const label = this.even ? duration(event.time) : moment(at, step);
       const before = x + 3 + draw.measureText(label).width > this.width;
       draw.fillText(label, before ? x - 3 - draw.measureText(label).width : x + 3, AXIS / 2);
       draw.globalAlpha = 0.25;
@@ -322,9 +322,10 @@ class View {
         Math.max(this.from, this.events[0].time),
         Math.min(this.to, this.events.reduce((end, e) => Math.max(end, e.time + e.lasts), 0)),
       ];
+    const step = (ends[1] - ends[0]) / 100;
     const lost = this.dropped ? `, ${this.dropped} more were not kept` : "";
     $("range").textContent =
-      `${duration(ends[0])} to ${duration(ends[1])}: ${seen.length} of ${count} events${lost}`;
+      `${moment(ends[0], step)} to ${moment(ends[1], step)}: ${seen.length} of ${count} events${lost}`;
   }
 
   list() {
@@ -341,7 +342,7 @@ class View {
       const event = this.events[i];
       const line = element("tr");
       for (const text of [
-        duration(event.time),
+        duration(event.time, EXACT),
         `${KINDS[event.kind][0]} ${event.kind}`,
         event.lane,
         event.text,
@@ -385,7 +386,7 @@ class View {
       (e, i) => e.lane === event.lane && Math.abs(this.x(this.place(i)) - x) < 1,
     ).length;
     tip.replaceChildren(
-      element("strong", {}, `${duration(event.time)} · ${KINDS[event.kind][1]}`),
+      element("strong", {}, `${duration(event.time, EXACT)} · ${KINDS[event.kind][1]}`),
       element("div", {}, sentence(event)),
       ...(same > 1 ? [element("div", { class: "quiet" }, `and ${same - 1} more here`)] : []),
     );

@@ -14,11 +14,19 @@ const KINDS = {
   note: ["○", "note"],
 };
 
-function duration(ns) {
+// A time as people read it; a moment on the timeline needs more digits the closer one looks.
+function duration(ns, digits = 3) {
   for (const [size, unit] of [[1e9, "s"], [1e6, "ms"], [1e3, "µs"]]) {
-    if (Math.abs(ns) >= size) return `${Number((ns / size).toPrecision(4))} ${unit}`;
+    if (Math.abs(ns) >= size) return `${Number((ns / size).toPrecision(digits))} ${unit}`;
   }
-  return `${Number(ns.toPrecision(4))} ns`;
+  return `${Number(ns.toPrecision(digits))} ns`;
+}
+
+const EXACT = 15; // digits
+
+function moment(ns, step) {
+  const digits = Math.ceil(Math.log10(Math.max(1, Math.abs(ns) / Math.max(1, step)))) + 1;
+  return duration(ns, Math.min(EXACT, Math.max(3, digits)));
 }
 
 function outcome(row) {

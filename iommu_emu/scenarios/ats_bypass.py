@@ -249,10 +249,10 @@ SCENARIO = Scenario(
     source="iommu, May 2014: 'can't you do PCIe transactions which claim to be already "
     "translated?', David Woodhouse; and March 2019: what deferral does to ATS time-outs",
     answer=(
-        "Whoever may use ATS is believed: a device that lies reaches all of memory, strict or "
-        "lazy, and nobody hears of it. One that does not answer locks up a CPU with VT-d, "
-        "while AMD's driver goes on after 100 ms and leaves the page to it. Only no ATS for "
-        "what is not trusted helps against both."
+        "Whoever may use ATS is believed: a device that lies reaches all of memory, strict or lazy, "
+        "and nobody hears of it. One that does not answer locks up a CPU with VT-d, while AMD's "
+        "driver goes on after 100 ms and leaves the page to it. What helps against both is to allow "
+        "ATS to trusted devices only."
     ),
     policies=(*LINUX, "lazy-device-private", "linux-passthrough", *XEN, "xen-xsa-373"),
     attacks=(

@@ -9,12 +9,14 @@ from iommu_emu.devices.base import Device
 from iommu_emu.devices.malicious.peer_to_peer_writer import PeerToPeerWriter
 from iommu_emu.devices.shpc_bridge import COMMAND, ShpcBridge, SlotState, slot_command
 from iommu_emu.linux.bound_group import DRIVERS
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.vfio import UserDomain, Vfio
 from iommu_emu.linux.vfio_notifier import KernelBugError
 from iommu_emu.pci.capabilities import Acs, PortType
+from iommu_emu.pci.config_space import SIZE as CONFIG_SIZE
+from iommu_emu.pci.function import Function
 from iommu_emu.pci.topology import Bridge
 from iommu_emu.policies.policy import LinuxPolicy
+from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.laboratory import PAGE, Laboratory
 from iommu_emu.scenarios.result import Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario
@@ -142,11 +144,12 @@ def _write_to_shpchp(lab: Laboratory) -> Outcome:
     lab.say("The old rule asks nothing of a bridge's driver: the group is viable with shpchp.")
     corrupted = _disable_slot(lab, bench)
     state = bench.bridge.slot_state(1).name.lower()
+    seen = "the IOMMU stops the write" if lab.faults() else "no IOMMU saw the write"
     lab.say(
         f"The card writes the controller's command register over the bus: slot 1 is {state} now, "
-        "no IOMMU saw the write, and the driver is not told. Nothing ends this."
+        f"{seen}, and the driver is not told. Nothing ends this."
     )
-    return lab.outcome(corrupted=corrupted, forever=True)
+    return lab.outcome(corrupted=corrupted, forever=_write_bar(lab, bench).ok)
 
 
 def _write_to_stub(lab: Laboratory) -> Outcome:
@@ -166,19 +169,31 @@ def _write_to_stub(lab: Laboratory) -> Outcome:
 
 
 def _write_to_pcieport(lab: Laboratory) -> Outcome:
-    upstream = lab.attach(Bridge("upstream port", PortType.UPSTREAM), external=False)
-    port = lab.attach(ShpcBridge("switch port", PortType.DOWNSTREAM), under=upstream)
+    upstream = lab.attach(ShpcBridge("upstream port", PortType.UPSTREAM), external=False)
+    port = lab.attach(Bridge("switch port", PortType.DOWNSTREAM), under=upstream)
     device = lab.attach(PeerToPeerWriter("card"), under=port)
-    bench = _Bench(_vfio(lab), device, port)
-    bench.vfio.bind(port, "pcieport")
+    bench = _Bench(_vfio(lab), device, upstream)
+    for each in (upstream, port):
+        bench.vfio.bind(each, "pcieport")
     lab.say(
-        "The port has no access control services, so the card is in its group. pcieport does "
-        "its work in configuration space: no DMA, no registers in memory."
+        "The switch has no access control services, so the card is in its port's group. pcieport "
+        "does its work in configuration space: no DMA, no registers in memory."
     )
     if _open(lab, bench) is None:
         return lab.outcome()
-    lab.say("Both rules allow it: nothing that the card can write is anything pcieport reads.")
-    return lab.outcome()
+    used = _configuration(upstream) + _configuration(port)
+    changed = _disable_slot(lab, bench)
+    now = _configuration(upstream) + _configuration(port)
+    harmed = sum(a != b for a, b in zip(now, used, strict=True))
+    lab.say(
+        f"Both rules allow it. The card's write changes {changed} bytes of the upstream port's "
+        f"registers in memory, and {harmed} bytes of what pcieport uses."
+    )
+    return lab.outcome(corrupted=harmed)
+
+
+def _configuration(function: Function) -> bytes:
+    return bytes(function.config.read(at, 1) for at in range(CONFIG_SIZE))
 
 
 def _write_beside_group(lab: Laboratory) -> Outcome:
@@ -199,7 +214,7 @@ def _write_beside_group(lab: Laboratory) -> Outcome:
         "But a switch without access control services sends the write from port to port. Neither "
         "rule helps against groups that are drawn too small (a fix was proposed in 2025)."
     )
-    return lab.outcome(corrupted=corrupted, forever=True)
+    return lab.outcome(corrupted=corrupted, forever=_write_bar(lab, bench).ok)
 
 
 def _write_redirected(lab: Laboratory) -> Outcome:
@@ -210,15 +225,19 @@ def _write_redirected(lab: Laboratory) -> Outcome:
         return lab.outcome()
     lab.say("The ports redirect requests, so card and bridge are apart and shpchp may stay.")
     corrupted = _disable_slot(lab, bench)
+    if not lab.faults():
+        raise AssertionError("the write is expected to fault")
     lab.say("The write goes up to the IOMMU, is translated as any other, and faults.")
     page = lab.linux.memory.alloc_pages(1, "guest")
     at = bench.bridge.bar_address(0)
     domain.map(at, page, PAGE)
     own = _write_bar(lab, bench)
     landed = lab.machine.memory.read(page + COMMAND, len(DISABLE)) == DISABLE
+    if not own.ok or not landed:
+        raise AssertionError("the card is expected to reach its guest's memory")
     lab.say(
-        "With memory of the guest mapped at that address the card reaches "
-        f"{'that memory' if own.ok and landed else 'nothing'}, and still not the bridge."
+        "With memory of the guest mapped at that address the card reaches that memory, and still "
+        "not the bridge."
     )
     return Outcome(corrupted=corrupted)
 
@@ -233,6 +252,31 @@ def _claim_beside_driver(lab: Laboratory) -> Outcome:
     if _open(lab, bench) is None:
         lab.say("The disk in the group is the kernel's, and the card could reach all it reaches.")
     return lab.outcome()
+
+
+def _untranslated_before(lab: Laboratory) -> Outcome:
+    card = lab.attach(PeerToPeerWriter("card"), external=False)
+    vfio, linux = _vfio(lab), lab.linux
+    group = linux.device(card).group
+    linux.set_type(group, "identity")
+    page = linux.memory.alloc_pages(1, "kernel")
+    secret = lab.plant(page, PAGE)
+    if not lab.read(card, page, PAGE).ok:
+        raise AssertionError("the card is expected to reach all of memory before")
+    lab.say("The card's group is not translated, as with iommu=pt: the card reaches all of memory.")
+    vfio.bind(card, "vfio-pci")
+    domain = vfio.open(card)
+    lab.revoke("all that is not the guest's: user space has the group")
+    got = lab.read(card, page, PAGE)
+    leaked = lab.matching(got.data, secret)
+    lab.say(
+        "User space has the group now, and the card goes on reading the kernel's memory: it "
+        f"{'still gets it' if leaked else 'faults'}."
+    )
+    domain.map(page, linux.memory.alloc_pages(1, "guest"), PAGE)
+    if not lab.read(card, page, PAGE).ok:
+        raise AssertionError("the card is expected to reach its guest's memory")
+    return Outcome(leaked=leaked)
 
 
 def _bind_to_claimed(lab: Laboratory) -> Outcome:
@@ -323,7 +367,7 @@ SCENARIO = Scenario(
         ),
         Attack(
             name="peer-write-pcieport",
-            summary="The same with a switch port that pcieport drives.",
+            summary="The same with a switch, whose ports pcieport drives.",
             run=_write_to_pcieport,
         ),
         Attack(
@@ -340,6 +384,11 @@ SCENARIO = Scenario(
             name="claim-beside-driver",
             summary="User space claims a group in which the kernel drives a disk.",
             run=_claim_beside_driver,
+        ),
+        Attack(
+            name="untranslated-before-claim",
+            summary="A card that was not translated goes on reading after user space got it.",
+            run=_untranslated_before,
         ),
         Attack(
             name="bind-to-claimed-group",

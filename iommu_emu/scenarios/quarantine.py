@@ -355,12 +355,11 @@ SCENARIO = Scenario(
     source="xen-devel, March 2020: 'IOMMU: make DMA containment of quarantined devices optional', "
     "Jan Beulich, with the review's counter-proposal",
     answer=(
-        "Without quarantine a device is the hardware domain's again and reaches its memory. "
-        "Basic quarantine stops it with faults, which hang a host with a fragile device; a "
-        "page to read from (full) or to read from and write to (scratch-page) lets that host "
-        "live, but then nothing tells the administrator. A list protects the devices on it, "
-        "and no quarantine helps against what the guest did before, or replaces the memory "
-        "that firmware reserved."
+        "Without quarantine a device is the hardware domain's again and reaches its memory. Basic "
+        "quarantine stops it with faults, which hang a host with a fragile device. A page to read "
+        "from (full), or to read from and write to (scratch-page), lets that host live, and nobody "
+        "hears of what goes there. A list protects the devices on it. Nothing helps against faults "
+        "that the guest itself provokes."
     ),
     policies=(*MODES, *UNFIXED),
     attacks=(

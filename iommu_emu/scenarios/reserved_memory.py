@@ -9,7 +9,6 @@ from iommu_emu.core import BytesLike, Completion
 from iommu_emu.devices.malicious import MaliciousDevice
 from iommu_emu.devices.malicious.rmrr_squatter import RmrrSquatter
 from iommu_emu.direction import Direction
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import (
     MSI_WINDOW,
     KernelAge,
@@ -21,6 +20,7 @@ from iommu_emu.machine import ReservedRegion
 from iommu_emu.pci.capabilities import PortType
 from iommu_emu.pci.topology import Bridge
 from iommu_emu.policies.policy import LinuxPolicy, XenPolicy
+from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.laboratory import PAGE, RAM, Laboratory
 from iommu_emu.scenarios.result import Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario

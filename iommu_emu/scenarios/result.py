@@ -112,6 +112,7 @@ class ScenarioResult:
         iommu: "vtd" or "amdvi".
         seed: of everything random in it.
         timing: name of the timing model.
+        policies: what each does, by name.
         rows: by policy, then attack.
         costs: by policy; empty if the scenario has no workload.
     """
@@ -120,5 +121,6 @@ class ScenarioResult:
     iommu: str
     seed: int
     timing: str
+    policies: dict[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     costs: dict[str, Costs] = field(default_factory=dict)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from iommu_emu.hung import HungError
 from iommu_emu.linux.bouncer import DmaMappingError
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.policies import registry
 from iommu_emu.policies.policy import Policy
+from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.laboratory import IOMMUS, POOL, Laboratory
 from iommu_emu.scenarios.result import Outcome, Row, ScenarioResult
 from iommu_emu.scenarios.scenario import Attack, Scenario
@@ -113,7 +113,13 @@ def run(
 
         timing = timing_model.load(timing_model.DEFAULT)
     chosen = choose(scenario) if policies is None else list(policies)
-    result = ScenarioResult(scenario=scenario.name, iommu=iommu, seed=seed, timing=timing.name)
+    result = ScenarioResult(
+        scenario=scenario.name,
+        iommu=iommu,
+        seed=seed,
+        timing=timing.name,
+        policies={policy.name: policy.summary for policy in chosen},
+    )
 
     def laboratory(policy: Policy, what: str, pool_size: int = POOL) -> Laboratory:
         own = f"{seed}/{scenario.name}/{policy.name}/{what}"  # no part depends on the others

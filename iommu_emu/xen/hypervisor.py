@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from iommu_emu.driver import Driver
 from iommu_emu.kernel_log import KernelLog
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.meter import FREE, Meter
 from iommu_emu.page_table import PAGE_SIZE
 from iommu_emu.pci.function import Function
 from iommu_emu.pci.topology import Bridge
+from iommu_emu.refused import RefusedError
 from iommu_emu.timeline import EventKind, Timeline
 from iommu_emu.unit import Unit
 from iommu_emu.vtd.unit import VtdUnit

@@ -19,8 +19,8 @@ from typing import Any
 
 from iommu_emu.core import Access
 from iommu_emu.driver import Domain, Driver
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.page_table import ENTRY_SIZE, PAGE_SIZE, coverage_shift
+from iommu_emu.refused import RefusedError
 from iommu_emu.xen.device import XenDevice
 from iommu_emu.xen.domain import FIRST_PSEUDO
 from iommu_emu.xen.parameter import Quarantine

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from iommu_emu.amdvi.unit import AmdviUnit
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.page_table import PAGE_SIZE
 from iommu_emu.pci.function import Function
+from iommu_emu.refused import RefusedError
 
 if TYPE_CHECKING:
     from iommu_emu.driver import Domain

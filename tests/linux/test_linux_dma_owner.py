@@ -5,10 +5,10 @@ from iommu_emu.core import StateError
 from iommu_emu.linux.bound_group import DRIVERS, KernelDriver
 from iommu_emu.linux.dma_owner import DmaOwnership, GroupDomain
 from iommu_emu.linux.iommu_group import IommuGroups
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import KernelAge
 from iommu_emu.linux.vfio_notifier import KernelBugError, VfioNotifier
 from iommu_emu.machine import ReservedRegion
+from iommu_emu.refused import RefusedError
 from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 

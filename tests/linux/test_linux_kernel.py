@@ -10,10 +10,10 @@ from iommu_emu.linux.bound_group import DRIVERS
 from iommu_emu.linux.domain_type import DomainType
 from iommu_emu.linux.flush_queue import GLOBAL_LIST
 from iommu_emu.linux.parameters import KernelBuild
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import KernelAge
 from iommu_emu.machine import ReservedRegion
 from iommu_emu.pci.capabilities import Acs
+from iommu_emu.refused import RefusedError
 from iommu_emu.vtd.capabilities import Capabilities
 
 IDENTITY, STRICT, LAZY = DomainType.IDENTITY, DomainType.STRICT, DomainType.LAZY

@@ -4,7 +4,6 @@ from iommu_emu import Bridge, Device, Machine
 from iommu_emu.amdvi.unit import AmdviConfig, AmdviUnit
 from iommu_emu.core import Access
 from iommu_emu.linux.iommu_group import IommuGroups
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import (
     KernelAge,
     RegionType,
@@ -21,6 +20,7 @@ from iommu_emu.linux.reserved_regions import (
     usable_iova,
 )
 from iommu_emu.machine import ReservedRegion
+from iommu_emu.refused import RefusedError
 from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 

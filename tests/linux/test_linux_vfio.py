@@ -5,11 +5,11 @@ from iommu_emu.amdvi.unit import AmdviConfig, AmdviUnit
 from iommu_emu.core import StateError
 from iommu_emu.linux.dma_owner import GroupDomain
 from iommu_emu.linux.kernel import Linux
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.linux.reserved_regions import KernelAge
 from iommu_emu.linux.vfio import Vfio
 from iommu_emu.linux.vfio_notifier import KernelBugError, VfioNotifier
 from iommu_emu.machine import ReservedRegion
+from iommu_emu.refused import RefusedError
 from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 
 FRAMES, RAM = range(0x10_0000, 0x50_0000), range(0x50_0000, 0xF0_0000)

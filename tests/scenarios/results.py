@@ -17,6 +17,7 @@ SCENARIO = Scenario(
     title="Made up",
     question=f"What does a page make of {EVIL}?",
     source="nowhere",
+    answer="Nobody knows.",
     policies=POLICIES,
     attacks=ATTACKS,
     workload=lambda laboratory: Costs(),
@@ -46,7 +47,9 @@ def result(events=12, iommu="vtd"):
             policy=policy,
             attack=attack.name,
             outcome=outcomes.get(policy, Outcome()),
-            timeline=timeline(events if policy == POLICIES[1] and attack is ATTACKS[0] else 12).events,
+            timeline=timeline(
+                events if policy == POLICIES[1] and attack is ATTACKS[0] else 12
+            ).events,
             story=[f"{policy} meets {attack.name}.", EVIL],
             faults=["DMAR: [DMA Read NO_PASID] Request device [01:00.0]"],
         )
@@ -58,5 +61,11 @@ def result(events=12, iommu="vtd"):
         for number, policy in enumerate(POLICIES)
     }
     return ScenarioResult(
-        scenario=SCENARIO.name, iommu=iommu, seed=7, timing="linux", rows=rows, costs=costs
+        scenario=SCENARIO.name,
+        iommu=iommu,
+        seed=7,
+        timing="linux",
+        policies=dict.fromkeys(POLICIES, "Does something."),
+        rows=rows,
+        costs=costs,
     )

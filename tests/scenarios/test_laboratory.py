@@ -5,8 +5,8 @@ import pytest
 from iommu_emu import policies
 from iommu_emu.core import Access
 from iommu_emu.devices import MaliciousDevice
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.pci.capabilities import Acs
+from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.laboratory import FIRMWARE, PAGE, RAM, Laboratory
 from iommu_emu.scenarios.result import FOREVER
 from iommu_emu.timeline import EventKind

@@ -6,8 +6,8 @@ from results import ATTACKS, POLICIES
 from iommu_emu import policies, timing_model
 from iommu_emu.hung import HungError
 from iommu_emu.linux.bouncer import DmaMappingError
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.policies import LinuxPolicy
+from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.result import Costs, Outcome
 from iommu_emu.scenarios.runner import ScenarioError, attacks_of, choose, run
 from iommu_emu.scenarios.scenario import Attack, Scenario

@@ -67,12 +67,25 @@ def test_page_keeps_addresses_of_64_bits(report):
 
 
 def test_matrix_selects_what_is_shown(browser):
-    show(browser, "")
+    show(browser, "row=0")
     assert browser.text("#row-title") == "linux-strict against read-after-unmap: blocked"
     browser.click("#matrix tr:nth-child(2) button")
     assert browser.text("#row-title") == "linux-lazy against read-after-unmap: 2048 B leaked"
     assert browser.text("#story") == f"linux-lazy meets read-after-unmap.{EVIL}"
     assert browser.ask("document.querySelector('[aria-pressed=true]').dataset.row") == "2"
+
+
+def test_page_opens_with_what_got_through(browser):
+    show(browser, "")
+    assert browser.text("#row-title") == "linux-lazy against read-after-unmap: 2048 B leaked"
+
+
+def test_matrix_sums_up_each_policy(browser):
+    show(browser, "")
+    line = "[...document.querySelectorAll('#matrix tbody tr:nth-child({}) .number')].map(t => t.innerText)"
+    assert browser.ask(line.format(1)) == ["0 of 2", "", "1.1 µs"]
+    assert browser.ask(line.format(2)) == ["2 of 2", "9 ms", "700 ns"]
+    assert browser.text("#answer") == "Nobody knows."
 
 
 def test_page_runs_no_foreign_script(timeline):

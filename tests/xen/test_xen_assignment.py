@@ -5,7 +5,7 @@ from xen_bed import FRAMES, GUEST_RAM, OTHER_RAM, RAM, Bed
 
 from iommu_emu import Machine
 from iommu_emu.devices import MaliciousDevice
-from iommu_emu.linux.refused import RefusedError
+from iommu_emu.refused import RefusedError
 from iommu_emu.vtd.capabilities import Capabilities
 from iommu_emu.xen import Xen
 

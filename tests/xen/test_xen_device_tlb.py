@@ -7,7 +7,7 @@ from iommu_emu.clock import MILLISECOND, SECOND
 from iommu_emu.core import Answer
 from iommu_emu.devices import MaliciousDevice
 from iommu_emu.hung import HungError
-from iommu_emu.linux.refused import RefusedError
+from iommu_emu.refused import RefusedError
 from iommu_emu.xen import Advisory
 
 

@@ -3,7 +3,7 @@
 import pytest
 from xen_bed import FIRMWARE, GUEST_RAM, OTHER_RAM, RAM, Bed
 
-from iommu_emu.linux.refused import RefusedError
+from iommu_emu.refused import RefusedError
 from iommu_emu.vtd.structures import ContextEntry
 from iommu_emu.xen import Release
 from iommu_emu.xen.quarantine import PseudoIds

@@ -4,8 +4,8 @@ import pytest
 from xen_bed import FIRMWARE, GUEST_RAM, OTHER_RAM, RAM, Bed
 
 from iommu_emu.devices import MaliciousDevice
-from iommu_emu.linux.refused import RefusedError
 from iommu_emu.machine import ReservedRegion
+from iommu_emu.refused import RefusedError
 from iommu_emu.timing import Timing
 from iommu_emu.xen import Advisory
 from iommu_emu.xen.rmrr import IdentityRegion

@@ -1,4 +1,4 @@
-"""What Linux answers when it will not do something."""
+"""What an operating system answers when it will not do something."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["RefusedError"]
 
 
 class RefusedError(Exception):
-    """Linux refuses; whatever was asked for has not happened, not even in part.
+    """The kernel refuses; whatever was asked for has not happened, not even in part.
 
     Args:
         error: name of the error number, for example "EBUSY".
