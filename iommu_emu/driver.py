@@ -384,17 +384,20 @@ class Driver(ABC, Generic[UnitT]):
             keep_tables: no table changed but those with the leaves.
         """
         self._start_range(domain, iova, size, keep_tables)
-        for requester in self._device_tlbs_of(domain):
+        for requester in self.device_tlbs_of(domain):
             self.invalidate_device_tlb(requester, iova, size)
 
     def start_domain_invalidation(self, domain: Domain) -> None:
         """Submit the invalidation of every translation of a domain."""
         self._start_domain(domain)
-        for requester in self._device_tlbs_of(domain):
+        for requester in self.device_tlbs_of(domain):
             self.invalidate_device_tlb(requester)
 
-    def _device_tlbs_of(self, domain: Domain) -> list[int]:
-        # Device-TLBs come last: they could fetch what the unit still holds (VT-d 9.4).
+    def device_tlbs_of(self, domain: Domain) -> list[int]:
+        """Return the requester IDs of the devices of a domain that may have device-TLBs.
+
+        Those are invalidated last: they could fetch what the unit still holds (VT-d 9.4).
+        """
         return [user for user in self.device_tlbs if self.attached.get(user) == domain.id]
 
     def invalidate_range(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from iommu_emu import core
 from iommu_emu.core import (
+    CACHES,
     Access,
     AddressType,
     CacheEntry,
@@ -317,13 +318,11 @@ class Unit:
         Raises:
             ValueError: if there is no such cache.
         """
-        if isinstance(cache, str):
-            try:
-                cache = CacheId[cache.upper()]
-            except KeyError:
-                names = ", ".join(member.name.lower() for member in CacheId)
-                raise ValueError(f"cache must be one of {names}, not {cache!r}") from None
-        return self.core.entries(cache)
+        names = {member.name.lower(): member for member in CacheId if member < CACHES}
+        name = cache if isinstance(cache, str) else cache.name.lower()
+        if name.lower() not in names:
+            raise ValueError(f"cache must be one of {', '.join(names)}, not {cache!r}")
+        return self.core.entries(names[name.lower()])
 
     @property
     def counters(self) -> dict[str, int]:

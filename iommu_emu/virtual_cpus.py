@@ -24,6 +24,7 @@ from iommu_emu.timing_model import TimingModel
 
 QUEUE = "queue:"  # how the names of locks of invalidation queues begin
 MAX_CPUS = 1024
+LONGEST = 10**15  # ns of one piece of work: eleven days
 
 # The unit's work, which the CPU does not wait for; WAIT is the one that it waits for.
 _UNIT_WORK = frozenset(
@@ -178,11 +179,12 @@ class VirtualCpus:
             times: how often (for COPY and ZERO: bytes).
 
         Raises:
-            ValueError: if there is no such CPU, or `times` is negative.
+            ValueError: if there is no such CPU, `times` is negative, or it takes longer than
+                10**15 ns.
         """
-        if times < 0:
-            raise ValueError(f"times must be 0 or more, not {times}")
-        ns = self.model.price(work) * times
+        if not 0 <= times <= LONGEST:
+            raise ValueError(f"times must be in 0..{LONGEST}, not {times}")
+        ns = _checked("work", self.model.price(work) * times)
         if work is Work.WAIT:
             self._add(cpu, _Event(_Kind.WAIT, ns, self._queue_of(cpu)))
         elif work in _UNIT_WORK:
@@ -194,11 +196,9 @@ class VirtualCpus:
         """Charge a CPU for anything else.
 
         Raises:
-            ValueError: if there is no such CPU, or the time is negative.
+            ValueError: if there is no such CPU, or the time is outside 0..10**15.
         """
-        if not ns >= 0:
-            raise ValueError(f"ns must be 0 or more, not {ns}")
-        self._add(cpu, _Event(_Kind.SPEND, ns, ""))
+        self._add(cpu, _Event(_Kind.SPEND, _checked("work", ns), ""))
 
     def lock(self, cpu: int, name: str) -> AbstractContextManager[None]:
         """Hold a lock while the CPU does what is in the `with` block, after its turn comes.
@@ -300,9 +300,7 @@ class VirtualCpus:
             cpu.task = None
         else:
             if idle is not None:
-                if not idle >= 0:
-                    raise ValueError(f"a task must yield 0 ns or more, not {idle}")
-                cpu.events.append(_Event(_Kind.IDLE, idle, ""))
+                cpu.events.append(_Event(_Kind.IDLE, _checked("a task's pause", idle), ""))
         self._enqueue(cpu)
 
     def _end(self) -> None:
@@ -417,3 +415,14 @@ class VirtualCpus:
         heir.events.popleft()  # its LOCK
         heir.blocked = False
         self._enqueue(heir)
+
+
+def _checked(what: str, ns: float) -> float:
+    """Return a time.
+
+    Raises:
+        ValueError: if it is outside 0..10**15 ns, or not a number.
+    """
+    if not 0 <= ns <= LONGEST:
+        raise ValueError(f"{what} must take 0..{LONGEST} ns, not {ns}")
+    return ns

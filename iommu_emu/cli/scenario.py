@@ -24,14 +24,24 @@ from iommu_emu.cli.scenario_tables import (
     print_run,
 )
 from iommu_emu.cli.timing_table import timing_table
+from iommu_emu.policies.policy import LinuxPolicy
 from iommu_emu.scenario_report.chart import check_chart, draw
 from iommu_emu.scenario_report.html import page
 from iommu_emu.scenario_report.plain import plain, verdict
 from iommu_emu.scenario_report.words import VENDORS
 from iommu_emu.scenarios import registry
 from iommu_emu.scenarios.laboratory import IOMMUS
-from iommu_emu.scenarios.runner import MAX_CPUS, Progress, ScenarioError, attacks_of, choose, run
+from iommu_emu.scenarios.runner import (
+    MAX_CPUS,
+    NO_WORKLOAD,
+    Progress,
+    ScenarioError,
+    attacks_of,
+    choose,
+    run,
+)
 from iommu_emu.scenarios.scenario import Scenario
+from iommu_emu.scenarios.workload import WORKLOADS
 
 if TYPE_CHECKING:
     from iommu_emu.policies import Policy
@@ -67,12 +77,16 @@ what the attacker got:
   copied    bytes that went through bounce buffers
   expected  whether this is what expectations.toml says of the policy; "-" for one of your own
 
-what a pair of map and unmap costs, in scenarios with a workload:
+what a pair of map and unmap costs under a workload, by default the scenario's own:
   map, unmap   virtual time by the timing model; in parentheses the host's time in this emulator,
                which differs from run to run
   copied, inval., queued       as above
   lock         virtual time that CPUs waited for locks
+  frames       pages of 4 KiB that tables, and Xen's scratch pages, took and keep
   Gb/s         data that the CPUs could move, and what share of a 10 or 25 Gb/s line that is
+For Xen's policies it is a guest that gets a page and gives it back. Lines below a policy are other
+pairs: user space maps and unmaps a page by VFIO, or a device is assigned and taken back, the first
+time (when quarantine is made ready) and later.
 
 in short, for each policy:
   let in       how many attacks got something
@@ -91,6 +105,7 @@ examples:
   iommu-emu scenario run quarantine --iommu amdvi --policy xen-full
   iommu-emu scenario run all --attack type-change-while-bound
   iommu-emu scenario run all --iommu both --json results.json --html report.html
+  iommu-emu scenario run bounce-buffer --workload blocks
   iommu-emu scenario run deferred-invalidation --plot costs.svg --timing ./my-server.toml
 
 exit codes: 0 everything is as expected; 1 something is not; 2 bad input
@@ -169,6 +184,13 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="only this one, and no workload; can be repeated (default: all of the scenario)",
     )
     parser.add_argument(
+        "--workload",
+        choices=(*WORKLOADS, NO_WORKLOAD),
+        help="what is measured for Linux's policies: blocks (an NVMe controller reads), map (maps "
+        "and unmaps alone), packets (network controllers receive), or none (default: the "
+        "scenario's own)",
+    )
+    parser.add_argument(
         "--seed", metavar="N", type=int, default=0, help="of everything random (default: 0)"
     )
     parser.add_argument(
@@ -220,6 +242,7 @@ def run_scenarios(arguments: argparse.Namespace) -> int:
                         model,
                         cpus=arguments.cpus,
                         attacks=arguments.attack,
+                        workload=_workload(arguments, against),
                         progress=note,
                     )
                     runs.append((scenario, result))
@@ -256,7 +279,24 @@ def _chosen(arguments: argparse.Namespace) -> list[tuple[Scenario, list[Policy]]
             chosen.append((scenario, against))
     if not chosen:
         raise ValueError("nothing to run: these attacks are not tried against these policies")
+    _check_workload(arguments, [policy for _, against in chosen for policy in against])
     return chosen
+
+
+def _workload(arguments: argparse.Namespace, against: list[Policy]) -> str | None:
+    """Return what is measured of these policies: of `all` scenarios, some are about Xen."""
+    name: str | None = arguments.workload
+    linux = any(isinstance(policy, LinuxPolicy) for policy in against)
+    return name if linux or name is None else NO_WORKLOAD
+
+
+def _check_workload(arguments: argparse.Namespace, against: list[Policy]) -> None:
+    """Raise ValueError unless there is a policy that the workload is for."""
+    if arguments.workload in WORKLOADS and _workload(arguments, against) == NO_WORKLOAD:
+        raise ValueError(
+            f"--workload {arguments.workload} is work for Linux's drivers, and all of these "
+            "policies are Xen's: leave it out"
+        )
 
 
 def _is_for(scenario: Scenario, name: str) -> bool:

@@ -149,7 +149,9 @@ def print_run(out: Console, scenario: Scenario, result: ScenarioResult) -> None:
     """Print stories and tables of one run."""
     out.print(Text.assemble("\n", (scenario.title, "bold"), f" ({VENDORS[result.iommu]})"))
     out.print(_indented(scenario.question, 0, out.width), style="dim")
-    out.print(_list("policies", result.policies.items()))
+    run_with = {row.policy for row in result.rows} | result.costs.keys()
+    about = [(name, text) for name, text in result.policies.items() if name in run_with]
+    out.print(_list("policies", about))
     for attack in scenario.attacks:
         rows = [row for row in result.rows if row.attack == attack.name]
         if not rows:
@@ -172,6 +174,7 @@ def print_run(out: Console, scenario: Scenario, result: ScenarioResult) -> None:
     out.print()
     out.print(_in_short(summarize(result)))
     if answer := answer_of(scenario, result):
+        out.print()
         out.print(_indented(answer, 0, out.width))
     _print_deviations(out, result)
 
@@ -180,7 +183,15 @@ def _indented(text: str, indent: int, width: int) -> Text:
     """Return a paragraph with a margin, wrapped: rich would pad its lines with spaces."""
     margin = " " * indent
     width = min(width, READABLE)
-    return Text(fill(text, width, initial_indent=margin, subsequent_indent=margin))
+    return Text(
+        fill(
+            text,
+            width,
+            initial_indent=margin,
+            subsequent_indent=margin,
+            break_on_hyphens=False,
+        )
+    )
 
 
 def _told_alike(rows: list[Row]) -> Iterator[tuple[str, Row]]:

@@ -100,7 +100,7 @@ class DmaApi(ScatterMapper):
             StateError: if the group's DMA is not the kernel's.
             DmaMappingError: if it cannot be mapped.
         """
-        self._check(device, physical, size, cpu)
+        self._check(device, physical, size, direction, cpu)
         return self._counted(lambda: self._map(device, physical, size, direction, cpu)).iova
 
     def unmap_single(
@@ -142,7 +142,7 @@ class DmaApi(ScatterMapper):
         *,
         deferred: bool,
     ) -> None:
-        self._check_cpu(cpu)
+        self._check_call(direction, cpu)
         mapping = self._mapping(device, iova, size, direction)
         if mapping is None:  # what passes untranslated needs nothing
             self._note(EventKind.UNMAP, cpu, f"{direction.value}, untranslated", iova, size)
@@ -216,8 +216,10 @@ class DmaApi(ScatterMapper):
             cpu: number of the virtual CPU.
 
         Raises:
-            ValueError: if one is not mapped.
+            ValueError: if one is not mapped, or comes twice; nothing is unmapped then.
         """
+        self._check_call(direction, cpu)
+        self._mappings(device, buffers, direction)
         for iova, size in buffers:
             self.unmap_single(device, iova, size, direction, cpu)
 
@@ -236,7 +238,7 @@ class DmaApi(ScatterMapper):
             StateError: if the group's DMA is not the kernel's.
             DmaMappingError: if there is no memory left, or it cannot be mapped.
         """
-        self._check(device, 0, size, cpu)
+        self._check(device, 0, size, Direction.BIDIRECTIONAL, cpu)
         if size > MAX_PAGES * PAGE:
             raise ValueError(f"size must be at most {MAX_PAGES * PAGE} bytes, not {size}")
         memory = self.linux.memory

@@ -257,8 +257,16 @@ class DmaMapper:
         if not 0 <= cpu < self.linux.cpus:
             raise ValueError(f"cpu must be in 0..{self.linux.cpus - 1}, not {cpu}")
 
-    def _check(self, device: DmaDevice, physical: int, size: int, cpu: int) -> None:
+    def _check_call(self, direction: Direction, cpu: int) -> None:
         self._check_cpu(cpu)
+        if not isinstance(direction, Direction):
+            known = ", ".join(str(each) for each in Direction)
+            raise ValueError(f"direction must be one of {known}, not {direction!r}")
+
+    def _check(
+        self, device: DmaDevice, physical: int, size: int, direction: Direction, cpu: int
+    ) -> None:
+        self._check_call(direction, cpu)
         if size < 1:
             raise ValueError(f"size must be at least 1 byte, not {size}")
         if not 0 <= physical <= (1 << 64) - size:
@@ -279,6 +287,23 @@ class DmaMapper:
         self.statistics.maps += 1
         return result
 
+    def _mappings(
+        self, device: DmaDevice, buffers: Sequence[tuple[int, int]], direction: Direction
+    ) -> list[Mapping]:
+        """Return what is mapped at some addresses, as far as it needs to be remembered.
+
+        Raises:
+            ValueError: if it is not what is mapped there, or the same comes twice.
+        """
+        found: dict[int, Mapping] = {}
+        for iova, size in buffers:
+            mapping = self._mapping(device, iova, size, direction)
+            if iova in found:
+                raise ValueError(f"{iova:#x} is named twice, and mapped once")
+            if mapping is not None:
+                found[iova] = mapping
+        return list(found.values())
+
     def _mapping(
         self, device: DmaDevice, iova: int, size: int, direction: Direction
     ) -> Mapping | None:
@@ -294,6 +319,10 @@ class DmaMapper:
                 f"{mapping.device.name}, {mapping.size} and {mapping.direction.value}, "
                 f"not {device.name}, {size} and {direction.value}"
             )
+        if mapping.coherent or mapping.entries:
+            what = "coherent memory: use free_coherent"
+            what = "a scatter list: use unmap_sg" if mapping.entries else what
+            raise ValueError(f"what {device.name} has at {iova:#x} is {what}")
         return mapping
 
     @staticmethod
@@ -312,7 +341,7 @@ class DmaMapper:
         *,
         for_cpu: bool,
     ) -> None:
-        self._check_cpu(cpu)
+        self._check_call(direction, cpu)
         mapping = self._around(device, iova, size)
         if mapping is None:
             return

@@ -63,7 +63,7 @@ class FastAndSafe(DmaApi):
         if self.maps_alone(device):
             return super().map_batch(device, buffers, direction, cpu)
         for physical, size in buffers:
-            self._check(device, physical, size, cpu)
+            self._check(device, physical, size, direction, cpu)
         done: list[Mapping] = []
         try:
             for group in _groups(buffers):
@@ -112,15 +112,13 @@ class FastAndSafe(DmaApi):
     ) -> None:
         """Take several buffers back, with one invalidation for those that were mapped together.
 
-        Arguments and errors as in `DmaApi.unmap_batch`; after an error nothing is unmapped.
+        Arguments and errors as in `DmaApi.unmap_batch`.
         """
-        self._check_cpu(cpu)
-        found = [self._mapping(device, iova, size, direction) for iova, size in buffers]
+        self._check_call(direction, cpu)
         together: dict[_Range | None, list[Mapping]] = {}
-        for mapping in found:
-            if mapping is not None:
-                own = self._ranges.get((mapping.domain, mapping.first))
-                together.setdefault(own, []).append(mapping)
+        for mapping in self._mappings(device, buffers, direction):
+            own = self._ranges.get((mapping.domain, mapping.first))
+            together.setdefault(own, []).append(mapping)
         for own, mappings in together.items():
             if own is None:
                 for mapping in mappings:

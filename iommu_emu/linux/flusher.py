@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class Flusher:
         table = domain.table
         assert table is not None
         begun = self._linux.clock.now
-        self._charge(driver, cpu, Work.INVALIDATE_PAGE)
+        self.charge(driver, cpu, Work.INVALIDATE_PAGE, driver.device_tlbs_of(table))
         submit = partial(
             driver.start_range_invalidation,
             table,
@@ -84,7 +84,26 @@ class Flusher:
         """Charge a CPU for entries that it wrote, and for what a unit in caching mode asks for."""
         self._linux.meter.spend(cpu, Work.TABLE_MAP, pages)
         if caches_not_present(driver.unit):
-            self._charge(driver, cpu, Work.INVALIDATE_PAGE)
+            self.charge(driver, cpu, Work.INVALIDATE_PAGE)
+
+    def charge(
+        self, driver: Driver[Any], cpu: int, work: Work, device_tlbs: Collection[int] = ()
+    ) -> None:
+        """Charge a CPU that submits an invalidation and waits for it.
+
+        Args:
+            driver: of the unit.
+            cpu: who waits.
+            work: the unit's own part of it.
+            device_tlbs: requester IDs of the devices whose device-TLBs are invalidated with it.
+        """
+        meter = self._linux.meter
+        with meter.lock(cpu, f"queue:unit {driver.unit.number}"):
+            meter.spend(cpu, Work.SUBMIT)
+            meter.spend(cpu, work)
+            if device_tlbs:
+                meter.spend(cpu, Work.INVALIDATE_DEVICE_TLB, len(device_tlbs))
+            meter.spend(cpu, Work.WAIT)
 
     # ---- for queues --------------------------------------------------------------------------
 
@@ -93,7 +112,8 @@ class Flusher:
         assert table is not None
         assert queue is not None
         begun = self._linux.clock.now
-        self._charge(driver, queue.flushing_cpu, Work.INVALIDATE_DOMAIN)
+        device_tlbs = driver.device_tlbs_of(table)
+        self.charge(driver, queue.flushing_cpu, Work.INVALIDATE_DOMAIN, device_tlbs)
 
         def done() -> None:
             self._note(begun, f"all of domain {table.id}")
@@ -118,16 +138,9 @@ class Flusher:
 
         cpu = self._shared.flushing_cpu
         for driver in drivers:
-            self._charge(driver, cpu, Work.INVALIDATE_DOMAIN)
+            self.charge(driver, cpu, Work.INVALIDATE_DOMAIN, driver.device_tlbs)
             submit = partial(_start_everything, driver)
             self._linux.device_tlbs.begin_flush(driver, submit, done, cpu=cpu)
-
-    def _charge(self, driver: Driver[Any], cpu: int, work: Work) -> None:
-        meter = self._linux.meter
-        with meter.lock(cpu, f"queue:unit {driver.unit.number}"):
-            meter.spend(cpu, Work.SUBMIT)
-            meter.spend(cpu, work)
-            meter.spend(cpu, Work.WAIT)
 
     def _note(self, begun: int, text: str, address: int | None = None, size: int = 0) -> None:
         self._linux.timeline.add(

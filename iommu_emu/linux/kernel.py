@@ -213,6 +213,7 @@ class Linux:
         device = self.device(function)
         self.dma.release_all(device)
         del self.devices[function]
+        device.domain = DmaDomain(DomainType.BLOCKED)
         group = self.groups.of(function)
         if group is None or not device.translated:
             return
@@ -301,6 +302,11 @@ class Linux:
             domain = DmaDomain(DomainType.UNMANAGED, where)
         else:
             domain = DmaDomain(DomainType.BLOCKED)
+        mapped = sum(mapping.device is device for mapping in device.domain.mappings.values())
+        if mapped and domain is not device.domain:
+            raise RefusedError(
+                "EPERM", f"{device.name} has {mapped} buffers mapped: a driver works"
+            )
         for requester in device.requesters:
             if domain.table is not None:
                 self.device_tlbs.attach(device, requester, domain.table)

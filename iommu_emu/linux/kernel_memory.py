@@ -156,8 +156,8 @@ class KernelMemory:
             ValueError: if the size is outside 1..4 MiB.
             MemoryError: if there is no page left.
         """
-        if size < 1:
-            raise ValueError(f"size must be at least 1 byte, not {size}")
+        if not 1 <= size <= MAX_PAGES * PAGE:
+            raise ValueError(f"size must be in 1..{MAX_PAGES * PAGE} bytes, not {size}")
         if size > _SIZES[-1]:
             return self.alloc_pages(-(-size // PAGE), owner)
         rounded = next(each for each in _SIZES if each >= size)

@@ -11,6 +11,7 @@ from iommu_emu.linux.swiotlb import SEGMENT_SLOTS, SLOT_SIZE
 
 __all__ = ["UPSTREAM", "KernelBuild", "Parameters"]
 
+_DIGITS = 20  # of a number of 64 bits at most
 _INTEL_OTHERS = ("igfx_off", "sp_off", "sm_on", "sm_off", "tboot_noforce")
 _AMD_OTHERS = (
     "force_enable",
@@ -168,7 +169,7 @@ def _swiotlb(found: Parameters, name: str, value: str) -> Parameters:
     """Read slots, areas, and whether the pool is used for all devices or none."""
     words = value.split(",")
     if words[0].isdecimal():
-        slots = -(-int(words[0]) // SEGMENT_SLOTS) * SEGMENT_SLOTS
+        slots = -(-int(words[0][:_DIGITS]) // SEGMENT_SLOTS) * SEGMENT_SLOTS
         # A pool is a power of two of slots, as areas make it.
         size = SLOT_SIZE << (slots - 1).bit_length() if slots else 0
         found = replace(found, pool_size=size)

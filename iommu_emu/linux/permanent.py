@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from iommu_emu.direction import Direction
@@ -17,6 +17,7 @@ from iommu_emu.linux.bounce import Extent
 from iommu_emu.linux.dma_api import DmaApi
 from iommu_emu.linux.dma_device import DmaDevice, DmaDomain, Mapping
 from iommu_emu.linux.domain_type import DomainType
+from iommu_emu.linux.kernel_memory import MAX_PAGES
 from iommu_emu.memory import PAGE
 from iommu_emu.meter import Work
 from iommu_emu.timeline import EventKind
@@ -30,15 +31,22 @@ SMALLEST = 64  # bytes of a buffer
 __all__ = ["PermanentMappings"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Chunk:
-    """Memory of one device, mapped for good."""
+    """Memory of one device, mapped for good.
+
+    Attributes:
+        given: bytes of each buffer that is given away, by its address.
+        mapped: False once the device has gone: what is given away is still the driver's.
+    """
 
     device: DmaDevice
     domain: DmaDomain
     physical: int
     iova: int
     size: int
+    given: dict[int, int] = field(default_factory=dict)
+    mapped: bool = True
 
 
 class PermanentMappings(DmaApi):
@@ -51,7 +59,6 @@ class PermanentMappings(DmaApi):
         super().__init__(linux)
         self._chunks: list[_Chunk] = []  # by physical address
         self._free: dict[tuple[DmaDevice, int], list[int]] = {}  # the next one is last
-        self._sizes: dict[int, int] = {}  # of the buffers that are given away
 
     def defers(self, mapping: Mapping) -> bool:
         """Return False: what is not permanent is unmapped strictly."""
@@ -65,8 +72,8 @@ class PermanentMappings(DmaApi):
             MemoryError: if there is no memory left.
             DmaMappingError: if a new chunk cannot be mapped.
         """
-        if size < 1:
-            raise ValueError(f"size must be at least 1 byte, not {size}")
+        if not 1 <= size <= MAX_PAGES * PAGE:
+            raise ValueError(f"size must be in 1..{MAX_PAGES * PAGE} bytes, not {size}")
         if device.domain.type is DomainType.IDENTITY:
             return super().alloc_buffer(device, size, cpu)
         rounded = max(SMALLEST, 1 << (size - 1).bit_length())
@@ -76,17 +83,30 @@ class PermanentMappings(DmaApi):
             end = chunk.physical + chunk.size
             free += reversed(range(chunk.physical, end, rounded))
         physical = free.pop()
-        self._sizes[physical] = rounded
+        chunk = self._chunk_at(physical)
+        assert chunk is not None
+        chunk.given[physical] = rounded
         return physical
 
     def free_buffer(self, device: DmaDevice, physical: int, cpu: int = 0) -> None:
-        """Take a buffer back, for the same device's next one."""
-        if self._chunk_of(device, physical, 1) is None:
+        """Take a buffer back, for the same device's next one.
+
+        Raises:
+            ValueError: if it is not in use, or another device's.
+        """
+        chunk = self._chunk_at(physical)
+        if chunk is None:
             super().free_buffer(device, physical, cpu)
             return
-        if physical not in self._sizes:
-            raise ValueError(f"{physical:#x} is not the address of a buffer in use")
-        self._free[device, self._sizes.pop(physical)].append(physical)
+        if physical not in chunk.given or (chunk.mapped and chunk.device is not device):
+            raise ValueError(
+                f"{physical:#x} is not the address of a buffer in use by {device.name}"
+            )
+        size = chunk.given.pop(physical)
+        if chunk.mapped:
+            self._free[device, size].append(physical)
+        else:
+            self._drop_unless_given(chunk)
 
     def _map(
         self,
@@ -99,10 +119,10 @@ class PermanentMappings(DmaApi):
         coherent: bool = False,
     ) -> Mapping:
         chunk = self._chunk_of(device, physical, size)
-        if chunk is None:
+        iova = 0 if chunk is None else chunk.iova + physical - chunk.physical
+        if chunk is None or iova in device.domain.mappings:  # what is mapped twice needs two names
             return super()._map(device, physical, size, direction, cpu, coherent=coherent)
         self.linux.meter.spend(cpu, Work.MAP_CALL)
-        iova = chunk.iova + physical - chunk.physical
         mine = ((physical, size),)
         mapping = Mapping(device, iova, size, direction, iova, 0, physical, mine)
         device.domain.mappings[iova] = mapping
@@ -150,20 +170,32 @@ class PermanentMappings(DmaApi):
         self._chunks.insert(at, chunk)
         return chunk
 
-    def _chunk_of(self, device: DmaDevice, physical: int, size: int) -> _Chunk | None:
-        """Return the chunk of a device that a range lies in; None: it lies in none."""
+    def _chunk_at(self, physical: int) -> _Chunk | None:
+        """Return the chunk that an address is in; None: it is in none."""
         at = bisect_right(self._chunks, physical, key=lambda each: each.physical) - 1
-        if at < 0:
+        inside = at >= 0 and physical < self._chunks[at].physical + self._chunks[at].size
+        return self._chunks[at] if inside else None
+
+    def _chunk_of(self, device: DmaDevice, physical: int, size: int) -> _Chunk | None:
+        """Return the chunk that a range lies in, and that a device reaches; None: there is none."""
+        chunk = self._chunk_at(physical)
+        if chunk is None or not chunk.mapped or chunk.domain is not device.domain:
             return None
-        chunk = self._chunks[at]
-        inside = physical + size <= chunk.physical + chunk.size
-        return chunk if inside and chunk.domain is device.domain else None
+        return chunk if physical + size <= chunk.physical + chunk.size else None
+
+    def _drop_unless_given(self, chunk: _Chunk) -> None:
+        """Free a chunk that is no longer mapped, if nobody has a buffer of it."""
+        if not chunk.given:
+            self._chunks.remove(chunk)
+            self.linux.memory.free_pages(chunk.physical)
 
     def release_all(self, device: DmaDevice, cpu: int = 0) -> None:
-        """Unmap what a device that goes away still has mapped, and its chunks."""
+        """Unmap what a device that goes away still has mapped, and its chunks.
+
+        A chunk's memory is freed with the last of its buffers.
+        """
         super().release_all(device, cpu)
-        for chunk in [each for each in self._chunks if each.device is device]:
-            self._chunks.remove(chunk)
+        for chunk in [each for each in self._chunks if each.device is device and each.mapped]:
             mapping = Mapping(
                 device,
                 chunk.iova,
@@ -176,6 +208,7 @@ class PermanentMappings(DmaApi):
             mapping.domain = chunk.domain
             chunk.domain.mappings[chunk.iova] = mapping
             super()._unmap(mapping, cpu, deferred=False)
-            self.linux.memory.free_pages(chunk.physical)
+            chunk.mapped = False
+            self._drop_unless_given(chunk)
         for key in [key for key in self._free if key[0] is device]:
             del self._free[key]

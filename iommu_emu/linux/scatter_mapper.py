@@ -47,7 +47,7 @@ class ScatterMapper(DmaMapper):
         if not segments:
             raise ValueError("segments must not be empty")
         for physical, size in segments:
-            self._check(device, physical, size, cpu)
+            self._check(device, physical, size, direction, cpu)
         if self.maps_alone(device):
             return self._counted(lambda: self._map_each(device, segments, direction, cpu))
         return self._counted(lambda: self._map_together(device, segments, direction, cpu))
@@ -68,20 +68,16 @@ class ScatterMapper(DmaMapper):
             cpu: number of the virtual CPU.
 
         Raises:
-            ValueError: if it is not mapped.
+            ValueError: if it is not what is mapped; nothing is unmapped then.
         """
-        self._check_cpu(cpu)
+        self._check_call(direction, cpu)
         if not mapped:
             raise ValueError("mapped must not be empty")
         mappings = device.domain.mappings
         listed = next((m for iova, _ in mapped if (m := mappings.get(iova)) and m.entries), None)
-        found: list[Mapping | None] = [listed]
         if listed is None:
-            found = [
-                self._mapping(device, iova, size, direction)
-                for iova, size in mapped
-                if not stays_below(device.function, iova, size)
-            ]
+            translated = [each for each in mapped if not stays_below(device.function, *each)]
+            found = self._mappings(device, translated, direction)
         elif (listed.entries, listed.direction, listed.device) != (
             tuple(mapped),
             direction,
@@ -91,9 +87,10 @@ class ScatterMapper(DmaMapper):
                 f"mapped and direction must be those of the scatter list at {listed.iova:#x}, "
                 f"{list(listed.entries)} and {listed.direction.value}"
             )
+        else:
+            found = [listed]
         for mapping in found:
-            if mapping is not None:
-                self._unmap(mapping, cpu, deferred=self.defers(mapping))
+            self._unmap(mapping, cpu, deferred=self.defers(mapping))
         self._unmapped(cpu)
 
     def _map_each(

@@ -7,7 +7,7 @@ unmaps are always strict: an unmap returns when nothing of it is left in any cac
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iommu_emu.core import StateError
 from iommu_emu.linux.bound_group import DRIVERS, BoundGroup, KernelDriver
@@ -22,11 +22,13 @@ from iommu_emu.linux.reserved_regions import (
     map_direct,
 )
 from iommu_emu.linux.vfio_notifier import KernelBugError, VfioNotifier
+from iommu_emu.memory import PAGE
+from iommu_emu.meter import Work
 from iommu_emu.refused import RefusedError
 from iommu_emu.timeline import EventKind
 
 if TYPE_CHECKING:
-    from iommu_emu.driver import Domain
+    from iommu_emu.driver import Domain, Driver
     from iommu_emu.linux.kernel import Linux
     from iommu_emu.pci.function import Function
 
@@ -158,6 +160,9 @@ class Vfio:
 class UserDomain:
     """The domain of a group that user space has; made by `Vfio.open`.
 
+    Virtual CPU 0 is charged for tables and invalidations, but not for system calls, nor for pages
+    that are pinned.
+
     Attributes:
         group: the group.
         domain: the unit's domain.
@@ -199,6 +204,7 @@ class UserDomain:
         if self._linux.age is not KernelAge.UNCHECKED or self._vfio.map_reserved:
             check_iova(self.regions, iova, size)
         self.domain.map(iova, physical, size, permissions)
+        self._linux.flusher.mapped(self._driver, size // PAGE, 0)
         self._note(EventKind.MAP, "maps guest memory", iova, size)
 
     def unmap(self, iova: int, size: int) -> None:
@@ -207,7 +213,11 @@ class UserDomain:
         Raises:
             ValueError: if part of it is not mapped.
         """
+        driver, linux = self._driver, self._linux
         self.domain.unmap(iova, size)
+        linux.meter.spend(0, Work.TABLE_UNMAP, size // PAGE)
+        device_tlbs = driver.device_tlbs_of(self.domain)
+        linux.flusher.charge(driver, 0, Work.INVALIDATE_PAGE, device_tlbs)
         self._note(EventKind.UNMAP, "unmaps guest memory", iova, size)
 
     def close(self) -> None:
@@ -220,7 +230,11 @@ class UserDomain:
         rule = self._vfio.rule(next(iter(self.group.members)))
         if isinstance(rule, VfioNotifier):
             rule.close()
-        self._linux.device(next(iter(self.group.members))).driver.destroy_domain(self.domain)
+        self._driver.destroy_domain(self.domain)
+
+    @property
+    def _driver(self) -> Driver[Any]:
+        return self._linux.device(next(iter(self.group.members))).driver
 
     def _note(self, kind: EventKind, text: str, iova: int, size: int) -> None:
         self._linux.timeline.add(kind, self.owner, text, address=iova, size=size)

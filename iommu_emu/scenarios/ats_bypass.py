@@ -11,6 +11,7 @@ from iommu_emu.devices.malicious.translated_forger import TranslatedForger
 from iommu_emu.devices.malicious.translation_keeper import TranslationKeeper
 from iommu_emu.direction import Direction
 from iommu_emu.hung import HungError
+from iommu_emu.linux.domain_type import DomainType
 from iommu_emu.pci.ats import AT_ONCE, NEVER, WRONGLY, Answering, late
 from iommu_emu.policies.policy import LinuxPolicy
 from iommu_emu.scenarios.laboratory import PAGE, RAM, Laboratory
@@ -71,15 +72,14 @@ def _forge(lab: Laboratory, device: TranslatedForger) -> Outcome:
     _plug_in(lab, device)
     secret = lab.plant(VICTIM, PAGE)
     lab.revoke("that page never was")
-    if lab.policy.name == "linux-passthrough":
-        lab.say("The device needs no forgery: nothing translates for it.")
-        how: dict[str, Any] = {}
-    else:
+    how: dict[str, Any] = {} if _untranslated(lab, device) else {"at": AddressType.TRANSLATED}
+    if how:
         lab.say("The device marks requests for a physical address as translated already.")
-        how = {"at": AddressType.TRANSLATED}
     read = lab.read(device, VICTIM, PAGE, **how)
     write = lab.write(device, VICTIM, bytes(PACKET), **how)
-    if read.ok:
+    if read.ok and not how:
+        lab.say("The device needs no forgery: nothing translates for it.")
+    elif read.ok:
         lab.say("The IOMMU looks at no page table for them, and lets them through.")
     elif not read.completion.fault:
         lab.say("The root port blocks them: they never reach the IOMMU, and nothing is recorded.")
@@ -90,6 +90,12 @@ def _forge(lab: Laboratory, device: TranslatedForger) -> Outcome:
         corrupted=lab.changed(VICTIM, secret),
         forever=write.ok,
     )
+
+
+def _untranslated(lab: Laboratory, device: MaliciousDevice) -> bool:
+    if not isinstance(lab.policy, LinuxPolicy):
+        return False
+    return lab.linux.device(device).domain.type is DomainType.IDENTITY
 
 
 def forge(lab: Laboratory) -> Outcome:
@@ -178,13 +184,13 @@ def _go_on_reading(lab: Laboratory, device: MaliciousDevice, iova: int, secret: 
         hung, ok = True, False
     if leaked and not hung:
         lab.say(
-            "Its device-TLB serves what is sshd's meanwhile"
+            "Its device-TLB serves what is somebody else's meanwhile"
             + (", and nothing ever ends that." if ok else ", until it has dropped it.")
         )
     elif leaked:
         lab.say(
-            "Its device-TLB serves what is sshd's meanwhile. The flush comes too late, waits "
-            "for the answer with interrupts off, and locks a CPU up."
+            "Its device-TLB serves what is somebody else's meanwhile. The flush comes too late, "
+            "waits for the answer with interrupts off, and locks a CPU up."
         )
     else:
         lab.say("It meets a fault.")
@@ -249,10 +255,10 @@ SCENARIO = Scenario(
     source="iommu, May 2014: 'can't you do PCIe transactions which claim to be already "
     "translated?', David Woodhouse; and March 2019: what deferral does to ATS time-outs",
     answer=(
-        "Whoever may use ATS is believed: a device that lies reaches all of memory, strict or lazy, "
-        "and nobody hears of it. One that does not answer locks up a CPU with VT-d, while AMD's "
-        "driver goes on after 100 ms and leaves the page to it. What helps against both is to allow "
-        "ATS to trusted devices only."
+        "Whoever may use ATS is believed: a device that lies reaches all of memory, strict or "
+        "lazy, and nobody hears of it. One that does not answer locks up a CPU with VT-d, while "
+        "AMD's driver goes on after 100 ms and leaves the page to it. What helps against both is "
+        "to allow ATS to trusted devices only."
     ),
     policies=(*LINUX, "lazy-device-private", "linux-passthrough", *XEN, "xen-xsa-373"),
     attacks=(

@@ -21,6 +21,7 @@ TINY = 128
 LARGE = 3 * PAGE  # of one that begins and ends inside pages, two whole ones between them
 OFFSET = SMALL  # of the large one in its first page
 JUMBO = 9000  # bytes of a frame: its buffer has partial pages, and whole ones
+MAPPED = MILLISECOND  # for how long a small buffer is mapped
 PATIENCE = 30 * MILLISECOND  # for how long a device tries again
 BOUNCING = (
     "linux-untrusted",
@@ -115,11 +116,17 @@ def sub_page_read(lab: Laboratory) -> Outcome:
     buffer, others = _small_buffer(bench)
     lab.revoke("the rest of the page never was")
     iova = bench.map(buffer, SMALL, Direction.TO_DEVICE)
-    got = lab.read(bench.stranger, iova & -PAGE, PAGE).data
-    leaked = sum(len(secret) for _, secret in others if secret in got)
+    while_mapped = lab.clock.now + MAPPED
+    got = lab.read(bench.stranger, iova & -PAGE, PAGE, until=while_mapped).data
+    bench.unmap(iova, SMALL, Direction.TO_DEVICE)
+    after = lab.read(bench.stranger, iova & -PAGE, PAGE, until=lab.clock.now + PATIENCE)
+    leaked = sum(len(secret) for _, secret in others if secret in got or secret in after.data)
     lab.say(f"A driver maps {SMALL} bytes for reading; keys of sshd lie in the rest of the page.")
     _tell_where(bench, buffer, iova, leaked)
-    return lab.outcome(leaked=leaked, forever=True) if leaked else Outcome()
+    if not leaked:
+        return Outcome()
+    _tell_how_long(lab, after)
+    return lab.outcome(leaked=leaked, forever=_keeps(after))
 
 
 def sub_page_write(lab: Laboratory) -> Outcome:
@@ -128,14 +135,29 @@ def sub_page_write(lab: Laboratory) -> Outcome:
     buffer, others = _small_buffer(bench)
     lab.revoke("the rest of the page never was")
     iova = bench.map(buffer, SMALL, Direction.FROM_DEVICE)
-    lab.write(bench.stranger, iova & -PAGE, bytes(PAGE))
+    lab.write(bench.stranger, iova & -PAGE, bytes(PAGE), until=lab.clock.now + MAPPED)
     bench.unmap(iova, SMALL, Direction.FROM_DEVICE)
+    until = lab.clock.now + PATIENCE
+    after = lab.write(bench.stranger, iova & -PAGE, bytes(PAGE), until=until)
     corrupted = sum(lab.changed(address, secret) for address, secret in others)
     lab.say(f"A driver maps {SMALL} bytes for writing; keys of sshd lie in the rest of the page.")
     _tell_where(bench, buffer, iova, corrupted)
     if not corrupted and bench.copies:
         lab.say("After the unmap, only the buffer's own bytes are copied back.")
-    return lab.outcome(corrupted=corrupted, forever=True) if corrupted else Outcome()
+    if not corrupted:
+        return Outcome()
+    _tell_how_long(lab, after)
+    return lab.outcome(corrupted=corrupted, forever=_keeps(after))
+
+
+def _tell_how_long(lab: Laboratory, after: Attempt) -> None:
+    """Tell of a device that reaches others' memory when that ends."""
+    if not after.ok:
+        lab.say("That ends with the unmap.")
+    elif not _keeps(after):
+        lab.say("That goes on after the unmap, until a flush drops the cached translation.")
+    else:
+        lab.say("That goes on after the unmap, and nothing ends it.")
 
 
 # ---- after the unmap -----------------------------------------------------------------------------

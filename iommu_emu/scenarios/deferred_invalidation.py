@@ -43,8 +43,12 @@ class _Victim:
     device: DmaDevice
 
     def map(self, physical: int, direction: Direction) -> int:
-        """Map a page of the driver's; the device uses it once, as it should."""
-        iova = self.lab.linux.dma.map_single(self.device, physical, PAGE, direction)
+        """Map a page of the driver's; the device uses it once, as it should.
+
+        By the calls for batches, of which some policies make more than of single ones.
+        """
+        buffers = [(physical, PAGE)]
+        (iova,) = self.lab.linux.dma.map_batch(self.device, buffers, direction)
         if direction is TO:
             self.lab.read(self.function, iova, PAGE)
         else:
@@ -53,7 +57,7 @@ class _Victim:
 
     def unmap_and_free(self, physical: int, iova: int, direction: Direction) -> None:
         """Unmap the page, and give it back to the kernel."""
-        self.lab.linux.dma.unmap_single(self.device, iova, PAGE, direction)
+        self.lab.linux.dma.unmap_batch(self.device, [(iova, PAGE)], direction)
         self.lab.linux.dma.free_buffer(self.device, physical)
 
     def page(self) -> int:
@@ -365,5 +369,5 @@ SCENARIO = Scenario(
             policies=("linux-untrusted",),
         ),
     ),
-    workload=partial(packet_costs, frames=150, size=FRAME),
+    workload=partial(packet_costs, size=FRAME),
 )

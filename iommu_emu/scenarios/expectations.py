@@ -8,8 +8,8 @@
 An attack is `"blocked"`, or a table of what it gets; what is not named in it is 0:
 
     leaked, corrupted   bytes, exactly
-    window              ns of virtual time at most, or "forever", or "bounded": it ends, no matter
-                        when
+    window              ns of virtual time at most, and more than none; or "forever", or
+                        "bounded": it ends, no matter when
     dmas                accesses that get through, at most; not named: any number
     hung                true: the host stops
     refused             part of the reason for which the system does not do it
@@ -43,7 +43,7 @@ class Expectation:
     Attributes:
         leaked: bytes, exactly.
         corrupted: bytes, exactly.
-        window: ns at most; or "forever" or "bounded".
+        window: ns at most, and not 0 unless this is; or "forever" or "bounded".
         dmas: accesses that get through, at most; None: any number.
         hung: whether the host stops.
         refused: part of the reason for which the system does not do it; "": it does.
@@ -63,11 +63,10 @@ class Expectation:
 
     def __str__(self) -> str:
         """Return it in a few words."""
-        if self.refused:
-            return f"refused: {self.refused}"
         if self.hung:
             return "the host hangs"
-        parts = [
+        parts = [f"refused: {self.refused}"] if self.refused else []
+        parts += [
             f"{count} bytes {what}"
             for count, what in ((self.leaked, "leaked"), (self.corrupted, "corrupted"))
             if count
@@ -98,7 +97,7 @@ class Expectation:
     def _window(self, outcome: Outcome) -> list[str]:
         got = "forever" if outcome.window == FOREVER else f"{outcome.window} ns"
         if isinstance(self.window, int):
-            fits = 0 <= outcome.window <= self.window
+            fits = min(self.window, 1) <= outcome.window <= self.window
             wanted = f"at most {self.window} ns"
         else:
             fits = (outcome.window == FOREVER) is (self.window == "forever")

@@ -137,6 +137,25 @@ def _give_memory(lab: Laboratory, domain: UserDomain, at: int, size: int = PAGE)
 # ---- a device that goes on using its memory ---------------------------------------------------
 
 
+def _under_kernel(lab: Laboratory) -> Outcome:
+    """No attack: firmware's traffic goes on under the kernel's own driver, and nothing is lost."""
+    bench = _bench(lab, Controller())
+    bench.vfio.bind(bench.device, "nvme")
+    got = lab.read(bench.device, bench.region.base, PAGE)
+    lab.write(bench.device, bench.region.base, bench.status)
+    lost = (
+        lab.changed(bench.region.base, bench.status) + PAGE - lab.matching(got.data, bench.secret)
+    )
+    if lost:
+        lab.say("Under the kernel's own driver the device is cut off from it.")
+    else:
+        lab.say(
+            "The kernel maps it 1:1 for its own driver, before the device is attached: firmware "
+            "does not notice anything."
+        )
+    return Outcome(corrupted=lost)
+
+
 def _claim(lab: Laboratory) -> Outcome:
     if isinstance(lab.policy, XenPolicy):
         return _assign(lab, guest_page=False)[0]
@@ -186,11 +205,15 @@ def _use_region(lab: Laboratory, bench: _Bench, page: int | None) -> Outcome:
         return Outcome()
     leaked = lab.matching(got.data, guest[:STATUS])
     corrupted = lab.changed(page, guest)
-    lab.say(
-        "The same address means a page of the guest's now. Firmware reads it for a command and "
-        "writes its status over it again and again, and no access faults, so nobody notices."
-    )
-    return lab.outcome(leaked=leaked, corrupted=corrupted, forever=True)
+    if leaked or corrupted:
+        noticed = "and the log tells of it" if lab.faults() else "and no access faults"
+        lab.say(
+            "The same address means a page of the guest's now. Firmware reads it for a command and "
+            f"writes its status over it again and again, {noticed}."
+        )
+    else:
+        lab.say("Firmware goes on, and every access faults.")
+    return lab.outcome(leaked=leaked, corrupted=corrupted, forever=written.completion.ok)
 
 
 def _assign(lab: Laboratory, *, guest_page: bool) -> tuple[Outcome, Controller, bytes]:
@@ -207,7 +230,8 @@ def _assign(lab: Laboratory, *, guest_page: bool) -> tuple[Outcome, Controller, 
         lab.refuse(error)
         lab.say("Xen maps what is reserved 1:1 into the guest, and the guest has no hole for it.")
         return lab.outcome(), device, secret
-    lab.say("Xen maps what is reserved 1:1 into the guest, so firmware does not notice anything.")
+    noticed = "does not notice anything" if lab.read(device, region.base, STATUS).ok else "faults"
+    lab.say(f"Xen maps what is reserved 1:1 into the guest, so firmware {noticed}.")
     return lab.outcome(), device, secret
 
 
@@ -261,7 +285,15 @@ def _hot_add(lab: Laboratory) -> Outcome:
 
 
 def _plug_into_group(lab: Laboratory) -> Outcome:
-    port = lab.attach(Bridge("bridge", PortType.PCIE_TO_PCI), external=False)
+    return _plug_below(lab, lab.machine.attach(Bridge("port without ACS")))
+
+
+def _plug_behind_bridge(lab: Laboratory) -> Outcome:
+    return _plug_below(lab, lab.attach(Bridge("bridge", PortType.PCIE_TO_PCI), external=False))
+
+
+def _plug_below(lab: Laboratory, port: Bridge) -> Outcome:
+    """Plug a device with reserved memory in beside a guest's, below a bridge that isolates none."""
     first = lab.attach(MaliciousDevice("first device"), under=port)
     late = Controller()
     address = port.secondary_number << 8 | 2 << 3
@@ -278,7 +310,9 @@ def _plug_into_group(lab: Laboratory) -> Outcome:
     except RefusedError as error:
         lab.refuse(error)
         lab.say("The kernel does not let it into the guest's domain.")
-        return lab.outcome()
+        if port.kind is PortType.PCIE_TO_PCI:
+            lab.say("But its requests carry the bridge's requester ID, which is in there already.")
+        return _use_region(lab, bench, page)
     if lab.linux.age is KernelAge.LINUX_7_2:
         lab.say(
             "The core refuses it the blocking domain alone, and that is not where its group is: "
@@ -357,9 +391,9 @@ SCENARIO = Scenario(
     "Alex Williamson and David Woodhouse",
     answer=(
         "A device that firmware goes on using must not come into a domain where that address "
-        "is a guest's page. To refuse the device is safe; to map the region as well keeps "
-        "firmware content, and lets the guest into it. For regions that count as firmware's "
-        "past, everybody hopes that they are."
+        "is a guest's page. To refuse the device is safe, but for one that is plugged into a "
+        "guest's conventional bus; to map the region as well keeps firmware content, and lets the "
+        "guest into it. For regions that count as firmware's past, everybody hopes that they are."
     ),
     policies=(*LINUX, "xen-basic"),
     attacks=(
@@ -367,6 +401,12 @@ SCENARIO = Scenario(
             name="claim-with-rmrr",
             summary="User space claims a device with reserved memory, which goes on using it.",
             run=_claim,
+        ),
+        Attack(
+            name="firmware-under-kernel",
+            summary="No attack: the kernel's own driver has the device, and firmware goes on.",
+            run=_under_kernel,
+            policies=LINUX,
         ),
         Attack(
             name="rmrr-squatter",
@@ -393,6 +433,12 @@ SCENARIO = Scenario(
             name="rmrr-plug-into-claimed-group",
             summary="The device is plugged into a group that a guest has already.",
             run=_plug_into_group,
+            policies=LINUX,
+        ),
+        Attack(
+            name="rmrr-plug-behind-bridge",
+            summary="The same on a conventional bus, where all requests carry the bridge's ID.",
+            run=_plug_behind_bridge,
             policies=LINUX,
         ),
         Attack(

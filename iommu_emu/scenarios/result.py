@@ -54,6 +54,9 @@ class Costs:
             the invalidations of others, mean a pair, ns.
         gbps: data that the CPUs could move in virtual time, Gb/s, were the line no limit; 0: none
             is moved, or nothing takes time.
+        frames: pages of 4 KiB that tables (and scratch pages) took meanwhile, and keep.
+        others: what other pairs cost that are done and undone as often as devices come and go, or
+            by somebody else, by what they are; for them, "map" and "unmap" above stand for those.
     """
 
     operations: int = 0
@@ -66,6 +69,8 @@ class Costs:
     invalidations: int = 0
     lock_wait_ns: float = 0.0
     gbps: float = 0.0
+    frames: int = 0
+    others: dict[str, Costs] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from iommu_emu.hung import HungError
 from iommu_emu.linux.bouncer import DmaMappingError
 from iommu_emu.policies import registry
-from iommu_emu.policies.policy import Policy
+from iommu_emu.policies.policy import LinuxPolicy, Policy
 from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.laboratory import IOMMUS, POOL, Laboratory
-from iommu_emu.scenarios.result import Outcome, Row, ScenarioResult
+from iommu_emu.scenarios.result import Costs, Outcome, Row, ScenarioResult
 from iommu_emu.scenarios.scenario import Attack, Scenario
+from iommu_emu.scenarios.workload import WORKLOADS, Workload
 from iommu_emu.workloads import WorkloadError
 
 if TYPE_CHECKING:
@@ -21,8 +22,18 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 MAX_CPUS = 32
+NO_WORKLOAD = "none"
 
-__all__ = ["MAX_CPUS", "Progress", "ScenarioError", "attacks_of", "choose", "run", "workload_pool"]
+__all__ = [
+    "MAX_CPUS",
+    "NO_WORKLOAD",
+    "Progress",
+    "ScenarioError",
+    "attacks_of",
+    "choose",
+    "run",
+    "workload_pool",
+]
 
 
 class ScenarioError(RuntimeError):
@@ -62,16 +73,21 @@ def choose(scenario: Scenario, names: Sequence[str] = ()) -> list[Policy]:
 def attacks_of(scenario: Scenario, policy: Policy) -> list[Attack]:
     """Return the attacks of a scenario that make sense for a policy.
 
-    A user's own policy meets all of them, but for those that are for another system alone.
+    A user's own policy meets all of them, but for those that are for another system alone, or
+    only for devices that are trusted, or are not, where its own is the other kind.
     """
     if policy.name in registry.names():
         return [a for a in scenario.attacks if not a.policies or policy.name in a.policies]
-    kind = type(policy)
-    return [
-        attack
-        for attack in scenario.attacks
-        if not attack.policies or any(type(registry.load(name)) is kind for name in attack.policies)
-    ]
+
+    def is_for(attack: Attack) -> bool:
+        kinds = {_kind(registry.load(name)) for name in attack.policies}
+        return not kinds or _kind(policy) in kinds
+
+    return [attack for attack in scenario.attacks if is_for(attack)]
+
+
+def _kind(policy: Policy) -> tuple[type[Policy], bool]:
+    return type(policy), isinstance(policy, LinuxPolicy) and policy.external
 
 
 def run(
@@ -83,6 +99,7 @@ def run(
     *,
     cpus: int = 4,
     attacks: Collection[str] = (),
+    workload: str | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> ScenarioResult:
     """Run a scenario.
@@ -96,7 +113,9 @@ def run(
         seed: of everything random.
         timing: what work costs; None: the model "linux".
         cpus: number of virtual CPUs, 1..32.
-        attacks: names of the attacks to run, and no workload then; none: all, and the workload.
+        attacks: names of the attacks to run; none: all.
+        workload: what is measured of Linux's policies, one of `WORKLOADS`, or "none"; None: the
+            scenario's own workload, or nothing if attacks are chosen.
         progress: called before each part, with the number of parts done and in all, and what
             comes next.
 
@@ -131,19 +150,40 @@ def run(
         for attack in attacks_of(scenario, policy)
         if not attacks or attack.name in attacks
     ]
-    workload = None if attacks else scenario.workload
-    total = len(tries) + (len(chosen) if workload else 0)
+    measure, measured = _workload(scenario, chosen, workload, attacks)
+    total = len(tries) + len(measured)
     for done, (policy, attack) in enumerate(tries):
         progress(done, total, f"{policy.name}: {attack.name}")
         with _named(policy, attack.name):
             result.rows.append(_row(attack, laboratory(policy, attack.name)))
-    if workload is not None:
-        for done, policy in enumerate(chosen, len(tries)):
-            progress(done, total, f"{policy.name}: workload")
-            with _named(policy, "workload"):
-                busy = laboratory(policy, "workload", workload_pool(cpus))
-                result.costs[policy.name] = workload(busy)
+    for done, policy in enumerate(measured, len(tries)):
+        progress(done, total, f"{policy.name}: workload")
+        with _named(policy, "workload"):
+            result.costs[policy.name] = measure(laboratory(policy, "workload", workload_pool(cpus)))
     return result
+
+
+def _workload(
+    scenario: Scenario, policies: Sequence[Policy], name: str | None, attacks: Collection[str]
+) -> tuple[Workload, Sequence[Policy]]:
+    """Return what measures, and the policies that are measured."""
+    own = scenario.workload
+    if name == NO_WORKLOAD or (name is None and (own is None or attacks)):
+        return lambda laboratory: Costs(), ()
+    if name is None:
+        assert own is not None
+        return own, policies
+    if name not in WORKLOADS:
+        known = ", ".join((*WORKLOADS, NO_WORKLOAD))
+        raise ValueError(f"workload must be one of {known}, not {name!r}")
+    linux = [policy for policy in policies if isinstance(policy, LinuxPolicy)]
+    if not linux:
+        others = ", ".join(policy.name for policy in policies)
+        raise ValueError(
+            f"workload {name} is work for Linux's drivers, and {others} are policies of Xen's: "
+            "leave it out, or choose policies of Linux's"
+        )
+    return WORKLOADS[name], linux
 
 
 def workload_pool(cpus: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -10,17 +11,36 @@ from iommu_emu.devices import Device, Nic
 from iommu_emu.devices.nvme import Nvme
 from iommu_emu.direction import Direction
 from iommu_emu.linux.dma_device import DmaDevice
+from iommu_emu.linux.vfio import Vfio
 from iommu_emu.pci.function import Function
 from iommu_emu.pci.topology import Bridge
-from iommu_emu.policies.policy import LinuxPolicy
-from iommu_emu.scenarios.laboratory import Laboratory
+from iommu_emu.policies.policy import LinuxPolicy, XenPolicy
+from iommu_emu.scenarios.laboratory import PAGE, RAM, Laboratory
 from iommu_emu.scenarios.result import Costs
 from iommu_emu.virtual_cpus import VirtualCpus
-from iommu_emu.workloads import Measured, block_reads, map_benchmark, packets
+from iommu_emu.workloads import Measured, block_reads, map_benchmark, packets, pairs
+from iommu_emu.xen.domain import Mapping as XenMapping
 
+Workload = Callable[[Laboratory], Costs]
 LINES = (10.0, 25.0)  # Gb/s: the networks that the discussion of 2019 is about
 
-__all__ = ["LINES", "block_costs", "known_device", "map_costs", "packet_costs"]
+GUEST = 0x10_0000  # where a guest's devices find its memory
+GUEST_RAM = range(RAM.start + (16 << 20), RAM.start + (17 << 20))
+BALLOON = RAM.start + (32 << 20)  # a page that a guest gets and gives back
+PAIRS = 150
+MOVES = 20  # of a device
+
+__all__ = [
+    "LINES",
+    "WORKLOADS",
+    "Workload",
+    "block_costs",
+    "guest_costs",
+    "known_device",
+    "map_costs",
+    "packet_costs",
+    "user_costs",
+]
 
 
 def map_costs(laboratory: Laboratory, **parameters: Any) -> Costs:
@@ -73,22 +93,108 @@ def packet_costs(
     )
 
 
-def block_costs(laboratory: Laboratory, **parameters: Any) -> Costs:
+def block_costs(laboratory: Laboratory, kind: type[Nvme] = Nvme, **parameters: Any) -> Costs:
     """Read from an NVMe controller on all CPUs, each through a queue of its own.
 
     Args:
         laboratory: as for `map_costs`.
+        kind: of controller.
         parameters: of `block_reads`.
 
     Raises:
         TypeError: as for `map_costs`.
     """
-    nvme = laboratory.attach(Nvme())
+    nvme = laboratory.attach(kind())
     known_device(laboratory, nvme)
     parameters = {"threads": laboratory.cpus, **parameters}
     return _measured(
         laboratory, lambda cpus: block_reads(laboratory.linux, cpus, nvme, **parameters)
     )
+
+
+def user_costs(laboratory: Laboratory, operations: int = PAIRS) -> Costs:
+    """Map and unmap as `map_costs` does, and beside that a page of user space's by VFIO.
+
+    Args:
+        laboratory: as for `map_costs`.
+        operations: how many pages user space maps and unmaps.
+
+    Raises:
+        TypeError: as for `map_costs`.
+    """
+    policy = laboratory.policy
+    if not isinstance(policy, LinuxPolicy):
+        raise TypeError(f"policy {policy.name} has no VFIO")
+    costs = map_costs(laboratory, operations=PAIRS)
+    linux = laboratory.linux
+    card = laboratory.attach(Device("card"), external=False)
+    vfio = Vfio(linux, notifier=policy.notifier, map_reserved=policy.map_reserved)
+    vfio.bind(card, "vfio-pci")
+    domain = vfio.open(card)
+    page = linux.memory.alloc_pages(1, "guest")
+    domain.map(GUEST, page, PAGE)  # so that tables are there
+    map_, unmap = (
+        partial(domain.map, GUEST + PAGE, page, PAGE),
+        partial(domain.unmap, GUEST + PAGE, PAGE),
+    )
+    costs.others["user space's"] = _measured(
+        laboratory, lambda cpus: pairs(linux, cpus, map_, unmap, operations)
+    )
+    return costs
+
+
+def guest_costs(
+    laboratory: Laboratory,
+    kind: type[Device] = Device,
+    *,
+    operations: int = PAIRS,
+    moves: int = MOVES,
+) -> Costs:
+    """Let a guest of Xen's get a page and give it back while it has a device.
+
+    Beside that: the first time that the guest gets another device and loses it again, when Xen
+    makes ready what quarantine needs, and what that takes from then on.
+
+    Args:
+        laboratory: a fresh one, of a `XenPolicy`, with a timing model.
+        kind: of both devices.
+        operations: how many pages come and go.
+        moves: how often the device does, after the first time.
+
+    Raises:
+        TypeError: if the policy is not Xen's, or the laboratory has no timing model.
+    """
+    policy, xen = laboratory.policy, laboratory.xen
+    assert isinstance(policy, XenPolicy)
+    first, second = laboratory.attach(kind("first")), laboratory.attach(kind("nic"))
+    if second.name in policy.quarantined:
+        xen.assign(second, xen.dom_io)
+    guest = xen.create_domain("guest", GUEST_RAM)
+    xen.assign(first, guest)  # so that the guest's tables are there
+    page = XenMapping(BALLOON, BALLOON, PAGE)
+    guest.add_memory(page)
+    beside = XenMapping(BALLOON + PAGE, BALLOON + PAGE, PAGE)
+    get, give = (
+        partial(guest.add_memory, beside),
+        partial(guest.remove_memory, range(beside.machine, beside.machine + PAGE)),
+    )
+    assign, deassign = partial(xen.assign, second, guest), partial(xen.deassign, second)
+
+    def costs(do: Callable[[], object], undo: Callable[[], object], count: int) -> Costs:
+        return _measured(laboratory, lambda cpus: pairs(xen, cpus, do, undo, count))
+
+    found = costs(get, give, operations)
+    found.others["first assign, deassign"] = costs(assign, deassign, 1)
+    found.others["assign, deassign"] = costs(assign, deassign, moves)
+    return found
+
+
+WORKLOADS: Mapping[str, Workload] = {
+    "blocks": partial(block_costs, reads=150),
+    "map": map_costs,
+    "packets": partial(packet_costs, frames=150),
+}
+"""What can be measured of every policy of Linux's, by name."""
 
 
 def known_device(laboratory: Laboratory, function: Function) -> DmaDevice:
@@ -127,4 +233,5 @@ def _measured(laboratory: Laboratory, workload: Callable[[VirtualCpus], Measured
         invalidations=measured.invalidations,
         lock_wait_ns=measured.lock_wait_ns / operations,
         gbps=measured.gbps if isfinite(measured.gbps) else 0.0,
+        frames=measured.frames,
     )

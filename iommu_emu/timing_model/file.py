@@ -49,10 +49,11 @@ def parse(text: str, name: str, base: Callable[[str], TimingModel]) -> TimingMod
         TimingModelError: if it is no TOML, or a key or value in it is not known.
     """
     try:
-        return _Reader(name).model(tomllib.loads(text), base)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number may have too many digits for Python
         reason = str(error) or type(error).__name__
         raise TimingModelError(f"{name}: no TOML: {reason}") from error
+    return _Reader(name).model(table, base)
 
 
 class _Reader:

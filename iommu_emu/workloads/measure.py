@@ -13,11 +13,12 @@ from iommu_emu.virtual_cpus import Task, VirtualCpus
 
 if TYPE_CHECKING:
     from iommu_emu.linux.kernel import Linux
+    from iommu_emu.xen import Xen
 
 T = TypeVar("T")
 WARM_UP = 384  # enough to fill a CPU's flush queue once: from then on IOVAs come from magazines
 
-__all__ = ["WARM_UP", "Calls", "Measured", "WorkloadError", "run_measured", "timed"]
+__all__ = ["WARM_UP", "Calls", "Measured", "WorkloadError", "pairs", "run_measured", "timed"]
 
 
 class WorkloadError(RuntimeError):
@@ -78,6 +79,7 @@ class Measured:
         commands: what was put on the units' queues, by name of the structure.
         lock_wait_ns: virtual time that CPUs waited for locks, or for units busy with the
             invalidations of others, all together.
+        frames: RAM that page tables took and kept, and scratch pages, in pages of 4 KiB.
     """
 
     maps: Calls = field(default_factory=Calls)
@@ -87,6 +89,7 @@ class Measured:
     copied: int = 0
     commands: Counter[str] = field(default_factory=Counter)
     lock_wait_ns: float = 0.0
+    frames: int = 0
 
     @property
     def invalidations(self) -> int:
@@ -125,15 +128,54 @@ def timed(
 
 
 def run_measured(
-    linux: Linux, cpus: VirtualCpus, tasks: Mapping[int, Task], measured: Measured
+    system: Linux | Xen, cpus: VirtualCpus, tasks: Mapping[int, Task], measured: Measured
 ) -> None:
     """Run the tasks of a workload from the same moment on, and add what they took."""
     cpus.catch_up()
-    drivers, dma = linux.drivers.values(), linux.dma.statistics
+    drivers = system.drivers.values()
     commands = sum((driver.submitted for driver in drivers), Counter[str]())
-    copied, began, waited = dma.copied, linux.clock.now, cpus.lock_wait_ns
+    frames = sum(driver.frames.available for driver in drivers)
+    copied, began, waited = _copied(system), system.machine.clock.now, cpus.lock_wait_ns
     cpus.run(tasks)
     measured.elapsed_ns += max(cpus.time(cpu) for cpu in tasks) - began
     measured.lock_wait_ns += cpus.lock_wait_ns - waited
-    measured.copied += dma.copied - copied
+    measured.copied += _copied(system) - copied
     measured.commands += sum((driver.submitted for driver in drivers), Counter[str]()) - commands
+    measured.frames += frames - sum(driver.frames.available for driver in drivers)
+
+
+def _copied(system: Linux | Xen) -> int:
+    """Return the bytes that went through bounce buffers so far; Xen has none."""
+    return system.dma.statistics.copied if hasattr(system, "dma") else 0
+
+
+def pairs(
+    system: Linux | Xen,
+    cpus: VirtualCpus,
+    do: Callable[[], object],
+    undo: Callable[[], object],
+    operations: int,
+) -> Measured:
+    """Do something and undo it, again and again, on CPU 0.
+
+    Args:
+        system: the operating system.
+        cpus: its CPUs, and its meter.
+        do: for example maps a page.
+        undo: unmaps it.
+        operations: how often, 1 or more.
+
+    Raises:
+        ValueError: if the number is outside its range.
+    """
+    if operations < 1:
+        raise ValueError(f"operations must be 1 or more, not {operations}")
+    measured = Measured()
+
+    def work() -> Task:
+        for _ in range(operations):
+            yield from timed(cpus, 0, measured.maps, do)
+            yield from timed(cpus, 0, measured.unmaps, undo)
+
+    run_measured(system, cpus, {0: work()}, measured)
+    return measured

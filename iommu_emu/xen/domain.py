@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from iommu_emu.driver import Domain, Driver
+from iommu_emu.meter import FREE, Meter, Work
 from iommu_emu.page_table import PAGE_SIZE
+from iommu_emu.xen.charge import charged
 from iommu_emu.xen.rmrr import IdentityMaps
 from iommu_emu.xen.unit_driver import create_table
 
@@ -41,6 +43,7 @@ class XenDomain:
         name: for people.
         memory: what its devices may reach.
         superpages: whether large pages may be used.
+        meter: what charges virtual CPU 0 when memory comes or goes.
 
     Attributes:
         identity: its 1:1 maps.
@@ -56,6 +59,7 @@ class XenDomain:
         memory: list[Mapping] | None = None,
         *,
         superpages: bool = True,
+        meter: Meter = FREE,
     ) -> None:
         self.number = number
         self.name = name
@@ -65,6 +69,7 @@ class XenDomain:
         self.dying = False
         self.crashed = False
         self._page_size = None if superpages else PAGE_SIZE
+        self._meter = meter
 
     def __str__(self) -> str:
         """Return the domain as Xen's log names it."""
@@ -95,6 +100,36 @@ class XenDomain:
         self.tables[driver] = table
         return table
 
+    def add_memory(self, mapping: Mapping) -> None:
+        """Let the domain's devices reach more memory.
+
+        Args:
+            mapping: what they reach, and where.
+
+        Raises:
+            ValueError: if it is no whole pages, or something is there; nothing has changed then.
+            MemoryError: if there are no frames left for tables; the same.
+        """
+        start, stop = mapping.address, mapping.address + mapping.size
+        if mapping.size < 1 or (start | mapping.machine | mapping.size) % PAGE_SIZE:
+            raise ValueError(f"mapping must be of whole pages, not {mapping}")
+        if any(m.address < stop and start < m.address + m.size for m in self.memory):
+            raise ValueError(f"{self} has memory at {start:#x}..{stop:#x} already")
+        done: list[Domain] = []
+        try:
+            for driver, table in self.tables.items():
+                with charged(self._meter, driver, Work.INVALIDATE_PAGE):
+                    table.map(
+                        mapping.address, mapping.machine, mapping.size, page_size=self._page_size
+                    )
+                self._meter.spend(0, Work.TABLE_MAP, mapping.size // PAGE_SIZE)
+                done.append(table)
+        except (ValueError, MemoryError):
+            for table in done:
+                table.unmap(mapping.address, mapping.size)
+            raise
+        self.memory.append(mapping)
+
     def remove_memory(self, machine: range) -> None:
         """Take memory away, and flush; ranges are cut where they have to be."""
         kept: list[Mapping] = []
@@ -105,8 +140,10 @@ class XenDomain:
                 kept.append(each)
                 continue
             offset = each.address - each.machine
-            for table in self.tables.values():
-                table.unmap(first + offset, stop - first)
+            for driver, table in self.tables.items():
+                with charged(self._meter, driver, Work.INVALIDATE_PAGE):
+                    table.unmap(first + offset, stop - first)
+                self._meter.spend(0, Work.TABLE_UNMAP, (stop - first) // PAGE_SIZE)
             if each.machine < first:
                 kept.append(Mapping(each.address, each.machine, first - each.machine))
             if stop < each.machine + each.size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from iommu_emu.driver import Driver
@@ -92,6 +93,7 @@ class Xen:
         self.guests: dict[int, XenDomain] = {}
         self._ram = ram
         self._unfixed = frozenset(unfixed)
+        self._meter = meter
         self._reassigner = Reassigner(
             pass_through=self.parameters.dom0_passthrough,
             ats=self.parameters.ats,
@@ -106,7 +108,9 @@ class Xen:
         own = Mapping(ram.start, ram.start, ram.stop - ram.start)
         strict = self.parameters.dom0_strict
         large = self.parameters.superpages and not strict  # strictly, it shrinks page by page
-        self.hardware_domain = XenDomain(DOM0, "hardware domain", [own], superpages=large)
+        self.hardware_domain = XenDomain(
+            DOM0, "hardware domain", [own], superpages=large, meter=meter
+        )
         self.dom_io = XenDomain(DOM_IO, "dom_io")
         self._boot(frames)
 
@@ -264,7 +268,7 @@ class Xen:
             self.hardware_domain.remove_memory(ram)
         mapping = Mapping(address, ram.start, size)
         large = self.parameters.superpages
-        domain = XenDomain(number, name, [mapping], superpages=large)
+        domain = XenDomain(number, name, [mapping], superpages=large, meter=self._meter)
         self.guests[number] = domain
         self._next_guest = number + 1
         self._note(EventKind.NOTE, f"{name} is {domain}", ram.start, size)
@@ -272,10 +276,8 @@ class Xen:
 
     def _free_number(self) -> int:
         """Return the next domain ID; after the last one they begin anew."""
-        for number in (
-            *range(self._next_guest, FIRST_RESERVED),
-            *range(self._first_guest, FIRST_RESERVED),
-        ):
+        following = range(self._next_guest, FIRST_RESERVED)
+        for number in chain(following, range(self._first_guest, FIRST_RESERVED)):
             if number not in self.guests:
                 return number
         raise ValueError(f"all {FIRST_RESERVED - self._first_guest} domain IDs are taken")
@@ -429,7 +431,8 @@ class Xen:
 
     def _prepare(self, driver: Driver[Any], device: XenDevice) -> None:
         reserved = Advisory.XSA_400 not in self._unfixed
-        quarantine.prepare(driver, device, self.parameters.quarantine, reserved=reserved)
+        mode = self.parameters.quarantine
+        quarantine.prepare(driver, device, mode, reserved=reserved, meter=self._meter)
 
     def _driver(self, device: XenDevice) -> Driver[Any]:
         if device.driver is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from iommu_emu.core import Access
 from iommu_emu.driver import Domain, Driver
+from iommu_emu.meter import FREE, Meter, Work
 from iommu_emu.page_table import ENTRY_SIZE, PAGE_SIZE, coverage_shift
 from iommu_emu.refused import RefusedError
 from iommu_emu.xen.device import XenDevice
@@ -67,6 +68,7 @@ class QuarantineTable:
         pseudo: its pseudo domain ID.
         regions: what it must always reach.
         scratch: permissions of the scratch page; None: there is none.
+        meter: what charges virtual CPU 0 for every page that is filled or cleared.
 
     Attributes:
         domain: the table, and the ID of its translations.
@@ -83,8 +85,10 @@ class QuarantineTable:
         pseudo: int,
         regions: list[IdentityRegion],
         scratch: Access | None,
+        meter: Meter = FREE,
     ) -> None:
         self._driver = driver
+        self._meter = meter
         self._entries = driver.entry_format()
         self.domain: Domain = create_table(driver, pseudo)
         self.shared: list[int] = []
@@ -107,7 +111,7 @@ class QuarantineTable:
     def clear(self) -> None:
         """Clear the scratch page, if there is one."""
         if self.shared:
-            self._driver.memory.write(self.shared[0], bytes(PAGE_SIZE))
+            self._write(self.shared[0], array("Q", bytes(PAGE_SIZE)))
 
     def destroy(self) -> None:
         """Free everything; no device may use it any more."""
@@ -119,6 +123,7 @@ class QuarantineTable:
         """Make the scratch page, and the one page of each level below the top."""
         take = self._driver.frames.take
         self.shared.append(take())
+        self.clear()
         self._leaf = self._entries.leaf_entry(PAGE_SHIFT, permissions) | self.shared[0]
         for level in range(1, self.domain.table.levels):
             self.shared.append(take())
@@ -145,10 +150,16 @@ class QuarantineTable:
 
     def _write(self, address: int, entries: array[int]) -> None:
         self._driver.memory.write(address, entries.tobytes())
+        self._meter.spend(0, Work.ZERO, PAGE_SIZE)  # a page of entries takes no longer than zeros
 
 
 def prepare(
-    driver: Driver[Any], device: XenDevice, mode: Quarantine, *, reserved: bool = True
+    driver: Driver[Any],
+    device: XenDevice,
+    mode: Quarantine,
+    *,
+    reserved: bool = True,
+    meter: Meter = FREE,
 ) -> None:
     """Make ready what a device will meet in quarantine, before it gets there.
 
@@ -160,6 +171,7 @@ def prepare(
         device: the device.
         mode: of quarantine.
         reserved: whether reserved memory stays in reach.
+        meter: what charges virtual CPU 0 for it.
 
     Raises:
         MemoryError: if there are no frames left.
@@ -177,7 +189,7 @@ def prepare(
         return
     if device.pseudo is None:
         raise RefusedError("ENOSPC", "all pseudo domain IDs are taken")
-    device.quarantine = QuarantineTable(driver, device.pseudo, regions, scratch)
+    device.quarantine = QuarantineTable(driver, device.pseudo, regions, scratch, meter)
 
 
 def tear_down(device: XenDevice) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from iommu_emu.driver import Domain, Driver
@@ -10,10 +11,9 @@ from iommu_emu.meter import Meter, Work
 from iommu_emu.timeline import EventKind, Timeline
 from iommu_emu.vtd.unit import VtdUnit
 from iommu_emu.xen.advisory import Advisory
+from iommu_emu.xen.charge import charged
 from iommu_emu.xen.device import XenDevice
 from iommu_emu.xen.domain import DOM0, DOM_IO, XenDomain
-
-_FLUSH = (Work.SUBMIT, Work.INVALIDATE_CONTEXT, Work.INVALIDATE_DOMAIN, Work.WAIT)
 
 __all__ = ["Reassigner"]
 
@@ -96,8 +96,8 @@ class Reassigner:
         """Let a requester ID of a device translate as the devices of a domain do."""
         if target.number != DOM_IO:
             if self._passes(target):
-                driver.pass_through(requester)
-                self._flushed(requester)
+                with self._flushing(driver, requester):
+                    driver.pass_through(requester)
             else:
                 self._attach(driver, requester, device, target.table(driver))
         elif device.quarantine is not None:
@@ -113,12 +113,12 @@ class Reassigner:
         """Attach a requester ID; its ATS is switched on after that, if it may have it."""
         capability = device.function.ats_capability
         own = requester == device.function.dma.requester
-        if capability is not None and own and not device.broken and self._supports_ats(driver):
-            driver.attach(table, requester, ats=True, queue_depth=capability.queue_depth)
-            capability.enable()
-        else:
-            driver.attach(table, requester)
-        self._flushed(requester)
+        with self._flushing(driver, requester):
+            if capability is not None and own and not device.broken and self._supports_ats(driver):
+                driver.attach(table, requester, ats=True, queue_depth=capability.queue_depth)
+                capability.enable()
+            else:
+                driver.attach(table, requester)
 
     def _supports_ats(self, driver: Driver[Any]) -> bool:
         unit = driver.unit
@@ -137,13 +137,15 @@ class Reassigner:
     def block(self, driver: Driver[Any], requester: int) -> None:
         """Let nothing of a requester ID through."""
         if requester in driver.attached:
-            driver.detach(requester)
-            self._flushed(requester)
+            with self._flushing(driver, requester):
+                driver.detach(requester)
 
     def _passes(self, target: XenDomain) -> bool:
         return self._pass_through and target.number == DOM0
 
-    def _flushed(self, requester: int) -> None:
+    @contextmanager
+    def _flushing(self, driver: Driver[Any], requester: int) -> Iterator[None]:
+        """Note and charge what a change of a requester ID's entry invalidates."""
+        with charged(self._meter, driver, Work.INVALIDATE_DOMAIN):
+            yield
         self._timeline.add(EventKind.FLUSH, "IOMMU", f"context and IOTLB of {requester:#06x}")
-        for work in _FLUSH:
-            self._meter.spend(0, work)

@@ -1,10 +1,12 @@
 """After every failure of the DMA API nothing is half-mapped, and nothing leaked."""
 
 import pytest
-from linux_bed import FRAMES, FROM, PAGE, RAM, TO, Bed
+from linux_bed import BOTH, FRAMES, FROM, PAGE, RAM, TO, Bed
 
+from iommu_emu.core import StateError
 from iommu_emu.linux.bounce import BounceRule
 from iommu_emu.linux.bouncer import DmaMappingError
+from iommu_emu.refused import RefusedError
 
 KIB = 1024
 VENDORS = ("vtd", "amdvi")
@@ -177,3 +179,67 @@ def test_untranslated_device_whose_bounce_buffers_are_out_of_reach(iommu):
 def test_frames_that_do_not_do_for_a_boot_are_an_error():
     with pytest.raises(MemoryError, match="frames left"):
         Bed("vtd", frames=range(FRAMES.start, FRAMES.start + 2 * PAGE))
+
+
+def test_device_that_was_removed_maps_nothing_any_more(iommu):
+    bed = Bed(iommu)
+    bed.linux.remove(bed.evil)
+    frames = next(iter(bed.linux.drivers.values())).frames.available
+    with pytest.raises(StateError, match="is not the kernel's: it is blocked"):
+        bed.dma.map_single(bed.device, 0x60_0000, PAGE, TO)
+    assert next(iter(bed.linux.drivers.values())).frames.available == frames
+
+
+def test_direction_that_is_none_is_refused(iommu):
+    bed = Bed(iommu)
+    with pytest.raises(ValueError, match=r"direction must be one of .*, not 'to-device'"):
+        bed.dma.map_single(bed.device, 0x60_0000, PAGE, "to-device")
+    assert set(bed.linux.leaks().values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("external", "wrong"),
+    [
+        (False, lambda entries: entries[:2]),
+        (False, lambda entries: [*entries, entries[0]]),
+        (True, lambda entries: [*entries, entries[0]]),
+    ],
+)
+def test_scatter_list_is_taken_back_as_it_is_or_not_at_all(iommu, external, wrong):
+    bed = Bed(iommu, "iommu.strict=1", external=external)
+    entries = bed.dma.map_sg(bed.device, [(0x60_0100 + n * PAGE, 100) for n in range(3)], TO)
+    before = bed.linux.leaks()
+    with pytest.raises(ValueError, match=r"must be those of the scatter list|is named twice"):
+        bed.dma.unmap_sg(bed.device, wrong(entries), TO)
+    assert bed.linux.leaks() == before
+
+
+def test_batch_with_a_buffer_named_twice_is_not_taken_back(iommu):
+    bed = Bed(iommu)
+    iovas = bed.dma.map_batch(bed.device, [(0x60_0000, PAGE), (0x60_1000, PAGE)], TO)
+    with pytest.raises(ValueError, match=f"{iovas[0]:#x} is named twice"):
+        bed.dma.unmap_batch(bed.device, [(iovas[0], PAGE)] * 2, TO)
+    assert bed.linux.leaks()["iovas"] == 2
+
+
+def test_coherent_memory_is_not_taken_back_as_a_buffer(iommu):
+    bed = Bed(iommu)
+    buffer = bed.dma.alloc_coherent(bed.device, PAGE)
+    with pytest.raises(ValueError, match="is coherent memory: use free_coherent"):
+        bed.dma.unmap_single(bed.device, buffer.iova, PAGE, BOTH)
+    bed.dma.free_coherent(bed.device, buffer)
+    assert bed.linux.leaks()["allocated pages"] == 0
+
+
+def test_group_with_buffers_mapped_is_not_given_to_user_space(iommu):
+    bed = Bed(iommu)
+    iova = bed.dma.map_single(bed.device, 0x60_0000, PAGE, TO)
+    with pytest.raises(RefusedError, match=r"EPERM: 0000:01:00.0 has 1 buffers mapped"):
+        bed.linux.ownership(bed.device.group).claim("vfio")
+    bed.dma.unmap_single(bed.device, iova, PAGE, TO)
+    assert bed.device.domain.mappings == {}
+
+
+def test_pool_of_absurdly_many_slots_is_refused():
+    with pytest.raises(ValueError, match="make ram larger, or the pool smaller"):
+        Bed("vtd", "swiotlb=" + "9" * 5000)

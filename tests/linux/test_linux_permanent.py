@@ -74,9 +74,44 @@ def test_scatter_list_of_both_kinds(bed):
 
 
 def test_chunks_go_with_the_device(bed):
-    bed.dma.alloc_buffer(bed.device, PAGE)
+    bed.dma.free_buffer(bed.device, bed.dma.alloc_buffer(bed.device, PAGE))
     bed.linux.remove(bed.evil)
     assert set(bed.linux.leaks().values()) == {0}
+
+
+def test_chunk_of_a_device_that_has_gone_is_freed_with_its_last_buffer(bed):
+    buffers = [bed.dma.alloc_buffer(bed.device, PAGE) for _ in range(2)]
+    bed.linux.remove(bed.evil)
+    assert bed.linux.leaks()["mapped pages"] == 0
+    pages = []
+    for buffer in buffers:
+        pages.append(bed.linux.leaks()["allocated pages"])
+        bed.dma.free_buffer(bed.device, buffer)
+    assert [*pages, bed.linux.leaks()["allocated pages"]] == [16, 16, 0]
+
+
+def test_buffer_of_another_device_cannot_be_freed(bed):
+    buffer = bed.dma.alloc_buffer(bed.device, PAGE)
+    other = bed.plug(MaliciousDevice("other"))
+    with pytest.raises(ValueError, match=f"{buffer:#x} is not .* in use by 0000:02:00.0"):
+        bed.dma.free_buffer(other, buffer)
+    assert bed.linux.leaks()["allocated pages"] == 16
+
+
+def test_buffer_that_is_mapped_twice_has_two_addresses(bed):
+    buffer = bed.dma.alloc_buffer(bed.device, PAGE)
+    once, again = (bed.dma.map_single(bed.device, buffer, PAGE, TO) for _ in range(2))
+    bed.dma.unmap_single(bed.device, again, PAGE, TO)
+    assert (once != again, bed.evil.read(once, 4).ok, bed.evil.read(again, 4).ok) == (
+        True,
+        True,
+        False,
+    )
+
+
+def test_buffer_of_more_than_4_mib_is_refused(bed):
+    with pytest.raises(ValueError, match=r"size must be in 1..4194304 bytes, not 4194305"):
+        bed.dma.alloc_buffer(bed.device, (4 << 20) + 1)
 
 
 def test_chunk_that_cannot_be_mapped_leaks_nothing(bed):

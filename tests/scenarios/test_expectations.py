@@ -89,6 +89,12 @@ def test_bytes_are_exact_and_windows_at_most():
     ]
 
 
+def test_window_that_is_expected_must_be_there():
+    text = "{ window = 10_000 }"
+    assert deviations(text, row(window=1)) == []
+    assert deviations(text, row()) == ["window 0 ns, not at most 10000 ns"]
+
+
 def test_windows_can_be_endless_or_just_end():
     assert deviations('{ window = "forever" }', row(window=FOREVER)) == []
     assert deviations('{ window = "forever" }', row(window=7)) == ["window 7 ns, not forever"]
@@ -129,6 +135,7 @@ def test_expectation_in_a_few_words():
     assert str(Expectation(leaked=4, corrupted=2)) == "4 bytes leaked, 2 bytes corrupted"
     assert str(Expectation(hung=True)) == "the host hangs"
     assert str(Expectation(refused="1:1")) == "refused: 1:1"
+    assert str(Expectation(refused="1:1", leaked=4)) == "refused: 1:1, 4 bytes leaked"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """The runner: a laboratory for each part, and what counts as an outcome."""
 
+import gc
+import weakref
+from dataclasses import replace
+
 import pytest
 from results import ATTACKS, POLICIES
 
@@ -50,6 +54,20 @@ def test_each_part_has_a_machine_and_a_seed_of_its_own():
     assert seen[2] == seen[1]  # whatever else is run
 
 
+def test_result_does_not_keep_machines():
+    machines = []
+
+    def attack(laboratory):
+        machines.append(weakref.ref(laboratory.machine))
+        laboratory.say(f"{laboratory.linux.memory} is there.")
+        return laboratory.outcome()
+
+    result = run(scenario(attack))
+    gc.collect()
+    assert all(row.timeline for row in result.rows)
+    assert [machine() for machine in machines] == [None, None]
+
+
 def test_refusal_is_a_blocked_attack_with_its_reason():
     row = run(scenario(raising(RefusedError("EBUSY", "it is taken")))).rows[0]
     assert row.outcome.blocked
@@ -88,6 +106,12 @@ def test_policy_of_ones_own_meets_every_attack_on_its_system():
     assert attacks_of(made, MINE) == list(made.attacks)
     made = scenario(lambda laboratory: Outcome(), policies=("xen-basic",))
     assert attacks_of(made, MINE) == []
+
+
+def test_policy_of_ones_own_does_not_meet_attacks_on_devices_of_another_kind():
+    made = scenario(lambda laboratory: Outcome(), policies=("linux-untrusted",))
+    assert attacks_of(made, MINE) == []
+    assert attacks_of(made, replace(MINE, external=True)) == list(made.attacks)
 
 
 def test_workload_is_run_unless_attacks_are_chosen():

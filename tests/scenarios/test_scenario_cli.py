@@ -96,6 +96,34 @@ def test_run_tells_the_story_and_counts(capsys, tiny):
     assert cost[-3:] == ["12.5", "100%", "50%"]
 
 
+def test_run_ends_with_a_line_a_policy(capsys, tiny):
+    main(["scenario", "run", tiny])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert lines == [
+        ["in", "short", "let", "in", "at", "worst", "for", "up", "to", "map", "+", "unmap", "Gb/s"],
+        ["linux-strict", "0", "of", "1", "nothing", "1.6", "µs", "12.5"],
+        ["linux-passthrough", "1", "of", "1", "16", "B", "leaked", "forever", "1.6", "µs", "12.5"],
+    ]
+
+
+def test_run_shows_what_policies_do_and_what_was_logged(capsys, tiny):
+    main(["scenario", "run", tiny])
+    out = capsys.readouterr().out
+    assert "  linux-passthrough  Devices that are trusted reach all of memory untranslated." in out
+    assert "    log: DMAR: [DMA Read NO_PASID] Request device [01:00.0] fault addr" in out
+
+
+def test_costs_of_a_workload_that_takes_no_time_are_json(capsys):
+    words = ["deferred-invalidation", "--policy", "permanent", "--timing", "free"]
+    assert main(["scenario", "run", *words, "--json", "-"]) == 0
+
+    def unknown(text):
+        raise AssertionError(text)
+
+    report = json.loads(capsys.readouterr().out, parse_constant=unknown)
+    assert report["results"][0]["costs"]["permanent"]["gbps"] == 0
+
+
 def test_run_on_both_vendors_gives_two_results(capsys, tiny):
     assert main(["scenario", "run", tiny, "--iommu", "both", "--json", "-"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]

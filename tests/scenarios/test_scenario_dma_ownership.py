@@ -36,7 +36,7 @@ def test_shpchp_is_refused_with_the_reason_and_the_remedy(rows):
 
 def test_write_to_shpchp_changes_command_and_slot_and_no_unit_sees_it(rows):
     row = rows[OLD, "peer-write-shpchp"]
-    assert (row.outcome.corrupted, row.outcome.window, row.outcome.dmas) == (3, FOREVER, 1)
+    assert (row.outcome.corrupted, row.outcome.window, row.outcome.dmas) == (3, FOREVER, 2)
     assert row.faults == []
     assert "slot 1 is disabled now" in row.story[-1]
 
@@ -52,6 +52,22 @@ def test_redirected_write_is_translated_and_faults_once(rows, rule):
     row = rows[rule, "peer-write-redirected"]
     assert (row.outcome.corrupted, len(row.faults)) == (0, 1)
     assert "the card reaches that memory, and still not the bridge" in row.story[-1]
+
+
+@pytest.mark.parametrize("rule", [OLD, NEW])
+def test_write_to_pcieport_lands_where_its_driver_does_not_look(rows, rule):
+    row = rows[rule, "peer-write-pcieport"]
+    assert (row.outcome.corrupted, row.faults, row.refused) == (0, [], "")
+    assert row.story[-1] == (
+        "Both rules allow it. The card's write changes 3 bytes of the upstream port's registers "
+        "in memory, and 0 bytes of what pcieport uses."
+    )
+
+
+@pytest.mark.parametrize("rule", [OLD, NEW])
+def test_claim_takes_all_of_memory_from_a_card_that_was_not_translated(rows, rule):
+    row = rows[rule, "untranslated-before-claim"]
+    assert (row.outcome.leaked, len(row.faults)) == (0, 1)
 
 
 @pytest.mark.parametrize("attack", ["bind-to-claimed-group", "plug-into-claimed-group"])

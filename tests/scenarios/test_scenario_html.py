@@ -82,9 +82,9 @@ def test_page_opens_with_what_got_through(browser):
 
 def test_matrix_sums_up_each_policy(browser):
     show(browser, "")
-    line = "[...document.querySelectorAll('#matrix tbody tr:nth-child({}) .number')].map(t => t.innerText)"
-    assert browser.ask(line.format(1)) == ["0 of 2", "", "1.1 µs"]
-    assert browser.ask(line.format(2)) == ["2 of 2", "9 ms", "700 ns"]
+    cells = "document.querySelectorAll('#matrix td.number')"
+    shown = browser.ask(f"[...{cells}].map((cell) => cell.textContent)")
+    assert shown == ["0 of 2", "", "1.1 µs", "2 of 2", "9 ms", "700 ns"]
     assert browser.text("#answer") == "Nobody knows."
 
 

@@ -102,6 +102,25 @@ def test_core_lets_a_device_come_to_a_group_that_is_claimed_already(results, iom
     assert (row.refused, row.outcome.corrupted) == ("", 64)
 
 
+def test_refusal_keeps_a_device_with_an_id_of_its_own_off(results):
+    row = results["vtd", EXCLUDED, "rmrr-plug-into-claimed-group"]
+    assert row.refused.startswith("-EPERM: 0000:01:02.0 may go on using")
+    assert (row.outcome.corrupted, len(row.faults)) == (0, 2)
+
+
+def test_refusal_does_not_keep_requests_off_a_conventional_bus(results):
+    row = results["vtd", EXCLUDED, "rmrr-plug-behind-bridge"]
+    assert row.refused.startswith("-EPERM: 0000:02:02.0 may go on using")
+    assert (row.outcome.corrupted, row.faults) == (64, [])
+
+
+@pytest.mark.parametrize("policy", [UNCHECKED, MAPPED, EXCLUDED, DIRECT])
+@pytest.mark.parametrize("iommu", ["vtd", "amdvi"])
+def test_firmware_loses_nothing_under_the_kernels_own_driver(results, iommu, policy):
+    row = results[iommu, policy, "firmware-under-kernel"]
+    assert (row.outcome.corrupted, row.faults) == (0, [])
+
+
 # Addresses that must not be used.
 
 

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from iommu_emu import Machine
+from iommu_emu import Machine, policies
 from iommu_emu.devices import Edu
 from iommu_emu.meter import Work
+from iommu_emu.scenarios import registry as scenarios
+from iommu_emu.scenarios.laboratory import Laboratory
 from iommu_emu.timing import IMMEDIATE, Timing
 from iommu_emu.timing_model import NUMBERS, Certainty, TimingModelError, load, names
 from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdConfig, VtdUnit
 
 PAGE = Path(__file__).parents[2] / "docs" / "timing-models.md"
+RATES = r"^\| ([\w-]+) \| ([\d.]+) \| [\d.]+ \|"
 
 
 @pytest.fixture
@@ -132,6 +135,7 @@ def test_row_shows_the_number_as_given_and_in_ns(model):
         ("[copy]\nns = 1\ncertainty = 'read'", r"copy: without a source it must be a choice"),
         ("extends = 'x'", r"my.toml: extends: timing model must be one of free, .*, not 'x'"),
         ("[copy", r"my.toml: no TOML: "),
+        ("clock = " + "9" * 5000, r"my.toml: no TOML: Exceeds the limit"),
     ],
 )
 def test_mistake_is_named_with_file_key_and_limit(model, text, message):
@@ -192,3 +196,10 @@ def test_example_of_the_documentation_is_a_model(model):
 def test_documentation_lists_every_preset():
     text = PAGE.read_text("utf-8")
     assert all(f"`{name}`" in text for name in names())
+
+
+@pytest.mark.parametrize(("policy", "gbps"), re.findall(RATES, PAGE.read_text("utf-8"), re.M))
+def test_page_has_the_rates_of_one_cpu(policy, gbps):
+    laboratory = Laboratory("vtd", policies.load(policy), timing=load("linux"), cpus=1)
+    workload = scenarios.load("deferred-invalidation").workload
+    assert f"{workload(laboratory).gbps:.1f}" == gbps
