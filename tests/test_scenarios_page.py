@@ -1,18 +1,17 @@
 """docs/scenarios.md: its files and commands work as shown."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from shown_commands import runs_as_shown, shown_commands
 
-from iommu_emu.cli.main import main
 from iommu_emu.devices import malicious
 from iommu_emu.scenarios import registry
 
 TEXT = (Path(__file__).parents[1] / "docs" / "scenarios.md").read_text()
 FILES = re.findall(r"`(\w+\.(?:py|toml))`:\n\n```\w+\n(.*?)```", TEXT, re.S)
-RUNS = re.findall(r"^    \$ iommu-emu ([^\n]+)\n((?:    [^\n]*\n)+)", TEXT, re.M)
+RUNS = shown_commands(TEXT)
 
 
 @pytest.fixture
@@ -23,19 +22,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def pattern(shown):
-    """Return a pattern for an output of which lines of three dots stand for any others."""
-    lines = [line.removeprefix("    ") for line in shown.splitlines()]
-    parts = ["(?:.*\n)*" if line == "..." else re.escape(line) + " *\n" for line in lines]
-    return re.compile("\n?" + "".join(parts))
-
-
 @pytest.mark.parametrize(("command", "shown"), RUNS, ids=range(len(RUNS)))
 def test_page_shows_what_its_commands_print(folder, capsys, monkeypatch, command, shown):
-    monkeypatch.setenv("COLUMNS", "100")
-    assert main(shlex.split(command)) == 0
-    printed = capsys.readouterr().out
-    assert pattern(shown).fullmatch(printed), printed
+    assert runs_as_shown(command, shown, capsys, monkeypatch)
 
 
 def test_device_of_the_page_is_one(folder):

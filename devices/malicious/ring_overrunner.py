@@ -7,7 +7,7 @@ from iommu_emu.devices.malicious.device import MaliciousDevice
 from iommu_emu.devices.nic import Nic, Register
 from iommu_emu.devices.nic.descriptors import DESCRIPTOR
 
-JUNK = b"\xee"
+JUNK = b"\xff"
 
 __all__ = ["DEVICE", "JUNK", "RingOverrunner"]
 
@@ -18,6 +18,9 @@ class RingOverrunner(MaliciousDevice, Nic):
     Args:
         name: for people.
         overrun: bytes that it writes too many.
+
+    Attributes:
+        overruns: where it wrote behind a buffer, and what came of it.
     """
 
     msi_vectors = 0  # MSI-X, as the honest one
@@ -25,13 +28,14 @@ class RingOverrunner(MaliciousDevice, Nic):
     def __init__(self, name: str = "nic", *, overrun: int = 64) -> None:
         super().__init__(name, (Nic.vendor_id, Nic.device_id))
         self.overrun = overrun
+        self.overruns: list[tuple[int, Completion]] = []
 
     def receive(self, frame: bytes) -> None:
         """Take a frame from the network, and write behind the buffer that it goes to."""
         end = self._end_of_buffer()
         super().receive(frame)
         if end is not None:
-            self.write(end, JUNK * self.overrun)
+            self.overruns.append((end, self.write(end, JUNK * self.overrun)))
 
     def overrun_ring(self) -> Completion:
         """Write behind the last descriptor of the receive ring."""

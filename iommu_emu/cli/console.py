@@ -9,9 +9,18 @@ from rich.console import Console
 PIPED_WIDTH = 160  # columns of output that another program reads: one line a record
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a reader that has seen enough to `main`: rich would exit with 1, "findings"."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
-    """Return standard output for tables and trees: as wide as the terminal, or COLUMNS."""
-    out = Console(highlight=False)
+    """Return standard output for tables and trees: as wide as the terminal, or COLUMNS.
+
+    Words in brackets are shown as they are: a name or a log may have some.
+    """
+    out = _Output(highlight=False, markup=False)
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = PIPED_WIDTH
     return out

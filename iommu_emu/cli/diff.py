@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from iommu_emu.cli.arguments import seconds
 from iommu_emu.cli.console import console, refusal
@@ -194,8 +195,9 @@ def _report(campaign: Campaign, build: str) -> None:
     if campaign.restarts:
         out.print(f"QEMU ended and was started again {campaign.restarts} times")
     for failure in campaign.failures:
-        out.print(f"\n[bold red]unexplained[/], {failure.times} times:")
-        out.print(_as_text(failure), markup=False, end="")
+        head = Text.assemble(("\nunexplained", "bold red"), f", {failure.times} times:")
+        out.print(head)
+        out.print(_as_text(failure), end="")
     if not campaign.failures:
         out.print("no unexplained difference")
 

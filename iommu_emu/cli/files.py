@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -12,3 +14,13 @@ def require_writable(path: Path) -> None:
         pass
     if new:
         path.unlink()
+
+
+@contextmanager
+def named(path: Path | str) -> Iterator[None]:
+    """Let an OSError say which file it is about: that of a write does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

@@ -15,8 +15,9 @@ from rich.console import Console as Terminal
 
 from iommu_emu import policies, timing_model
 from iommu_emu.cli.console import console, refusal
-from iommu_emu.cli.files import require_writable
+from iommu_emu.cli.files import named, require_writable
 from iommu_emu.cli.scenario_tables import (
+    WIDE,
     expectation_rows,
     expectations_table,
     inventory,
@@ -213,7 +214,10 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _cpus(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if not 1 <= value <= MAX_CPUS:
         raise argparse.ArgumentTypeError(f"must be in 1..{MAX_CPUS}, not {text}")
     return value
@@ -242,7 +246,7 @@ def run_scenarios(arguments: argparse.Namespace) -> int:
                         model,
                         cpus=arguments.cpus,
                         attacks=arguments.attack,
-                        workload=_workload(arguments, against),
+                        workload=arguments.workload,
                         progress=note,
                     )
                     runs.append((scenario, result))
@@ -279,23 +283,17 @@ def _chosen(arguments: argparse.Namespace) -> list[tuple[Scenario, list[Policy]]
             chosen.append((scenario, against))
     if not chosen:
         raise ValueError("nothing to run: these attacks are not tried against these policies")
-    _check_workload(arguments, [policy for _, against in chosen for policy in against])
+    _check_workload(arguments.workload, [policy for _, against in chosen for policy in against])
     return chosen
 
 
-def _workload(arguments: argparse.Namespace, against: list[Policy]) -> str | None:
-    """Return what is measured of these policies: of `all` scenarios, some are about Xen."""
-    name: str | None = arguments.workload
-    linux = any(isinstance(policy, LinuxPolicy) for policy in against)
-    return name if linux or name is None else NO_WORKLOAD
-
-
-def _check_workload(arguments: argparse.Namespace, against: list[Policy]) -> None:
-    """Raise ValueError unless there is a policy that the workload is for."""
-    if arguments.workload in WORKLOADS and _workload(arguments, against) == NO_WORKLOAD:
+def _check_workload(name: str | None, policies: list[Policy]) -> None:
+    """Raise ValueError unless a workload, if it is chosen, is for one of the policies."""
+    if name in WORKLOADS and not any(isinstance(policy, LinuxPolicy) for policy in policies):
+        listed = ", ".join(dict.fromkeys(policy.name for policy in policies))
         raise ValueError(
-            f"--workload {arguments.workload} is work for Linux's drivers, and all of these "
-            "policies are Xen's: leave it out"
+            f"--workload {name} is work for drivers of Linux, and Xen's policies ({listed}) have "
+            "none: leave it out"
         )
 
 
@@ -323,6 +321,8 @@ def _check_attacks(names: list[str], scenarios: list[Scenario]) -> None:
 def _check_outputs(arguments: argparse.Namespace, scenarios: list[Scenario]) -> None:
     """Raise before a long run what would be raised after it."""
     if arguments.plot is not None:
+        if arguments.workload == NO_WORKLOAD or (arguments.attack and not arguments.workload):
+            raise ValueError(f"{arguments.plot}: a chart shows costs: choose a --workload for it")
         check_chart(arguments.plot, scenarios)
     for name in (arguments.json, arguments.html, arguments.plot):
         if name is not None and name != "-":
@@ -335,11 +335,14 @@ def _write(arguments: argparse.Namespace, runs: list[tuple[Scenario, ScenarioRes
         if arguments.json == "-":
             print(json.dumps(report, indent=2))
         elif arguments.json:
-            Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+            with named(arguments.json):
+                Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
         if arguments.html:
-            arguments.html.write_text(page(report), encoding="utf-8")
+            with named(arguments.html):
+                arguments.html.write_text(page(report), encoding="utf-8")
     if arguments.plot:
-        draw(arguments.plot, runs)
+        with named(arguments.plot):
+            draw(arguments.plot, runs)
 
 
 def run_list(arguments: argparse.Namespace) -> int:
@@ -360,7 +363,8 @@ def run_timing(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_plain_timing(model), indent=2))
     else:
-        console().print(timing_table(model))
+        out = console()
+        out.print(timing_table(model, wide=out.width >= WIDE))
     return 0
 
 

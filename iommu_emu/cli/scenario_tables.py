@@ -19,11 +19,12 @@ from iommu_emu.scenario_report.plain import Verdict, verdict
 from iommu_emu.scenario_report.summary import Summary, answer_of, summarize
 from iommu_emu.scenario_report.words import VENDORS, duration, outcome_words, window_words
 from iommu_emu.scenarios import expectations, registry
-from iommu_emu.scenarios.result import Row, ScenarioResult
+from iommu_emu.scenarios.result import Costs, Row, ScenarioResult
 from iommu_emu.scenarios.scenario import Scenario
 from iommu_emu.scenarios.workload import LINES
 
 __all__ = [
+    "WIDE",
     "expectation_rows",
     "expectations_table",
     "inventory",
@@ -247,27 +248,38 @@ def _mark(found: Verdict) -> Text:
 
 
 def _costs(result: ScenarioResult, *, wide: bool) -> Table:
-    moves = any(costs.gbps for costs in result.costs.values())
+    lines = list(_cost_lines(result))
+    moves = any(costs.gbps for _, costs in lines)
+    keeps = any(costs.frames for _, costs in lines)
     table = Table(box=None, pad_edge=False)
     table.add_column("a pair costs", no_wrap=True)
     headings = ["map", "unmap", "copied", "inval.", *(["queued", "lock"] if wide else [])]
-    if moves:
-        headings += ["Gb/s", *(f"of {line:g}" for line in LINES)]
+    headings += ["frames"] if keeps else []
+    headings += ["Gb/s", *(f"of {line:g}" for line in LINES)] if moves else []
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for policy, costs in result.costs.items():
+    for name, costs in lines:
         pairs = max(1, costs.operations)
         more = [_count(costs.descriptors / pairs), duration(costs.lock_wait_ns)]
         table.add_row(
-            policy,
+            name,
             _time(costs.map_ns, costs.measured_map_ns, wide=wide),
             _time(costs.unmap_ns, costs.measured_unmap_ns, wide=wide),
             _count(costs.copied / pairs),
             _count(costs.invalidations / pairs),
             *(more if wide else ()),
+            *([str(costs.frames)] if keeps else ()),
             *(_rates(costs.gbps) if moves else ()),
         )
     return table
+
+
+def _cost_lines(result: ScenarioResult) -> Iterator[tuple[str, Costs]]:
+    """Yield what each policy costs, followed by its other pairs."""
+    for policy, costs in result.costs.items():
+        yield policy, costs
+        for name, other in costs.others.items():
+            yield f"  {name}", other
 
 
 def _count(value: float) -> str:
@@ -275,6 +287,8 @@ def _count(value: float) -> str:
 
 
 def _rates(gbps: float) -> list[str]:
+    if not gbps:
+        return ["-"] * (1 + len(LINES))
     return [f"{gbps:.3g}", *(f"{min(1.0, gbps / line):.0%}" for line in LINES)]
 
 

@@ -5,26 +5,39 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from iommu_emu.scenario_report.words import duration
 from iommu_emu.timing_model import TimingModel
 
 __all__ = ["timing_table"]
 
 
-def timing_table(model: TimingModel) -> Table:
-    """Return every number of a model: as given, in ns, how sure it is, and where it comes from."""
+def timing_table(model: TimingModel, *, wide: bool) -> Table:
+    """Return every number of a model with what it is of, how sure it is, and where it comes from.
+
+    Args:
+        model: the model.
+        wide: whether there is room for the numbers as they were given, too.
+    """
     table = Table(
+        box=None,
+        pad_edge=False,
         title=f"{model.name}: {model.title}",
-        caption=f"{model.description.strip()}\nClock: {model.clock:g} GHz".strip(),
+        title_justify="left",
+        caption=f"\n{model.description.strip()}\nClock: {model.clock:g} GHz",
         caption_justify="left",
     )
-    for header in ("number", "of", "given", "ns", "certainty", "source"):
-        table.add_column(
-            header,
-            justify="right" if header in ("given", "ns") else "left",
-            no_wrap=header not in ("of", "source"),
-        )
+    table.add_column("number", no_wrap=True, style="cyan")
+    table.add_column("time", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("given", justify="right", no_wrap=True)
+    table.add_column("certainty", no_wrap=True)
+    table.add_column("of what; source", overflow="fold")
     for row in model.rows():
-        ns = f"{row.ns:,.0f}" if row.ns >= 1000 else f"{row.ns:.4g}"
-        cells = (row.name, row.about, row.given, ns, row.certainty, row.source)
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(
+            row.name,
+            duration(row.ns),
+            *([row.given] if wide else []),
+            row.certainty,
+            Text.assemble(row.about, (f"\n{row.source}", "dim") if row.source else ""),
+        )
     return table

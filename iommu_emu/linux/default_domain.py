@@ -81,7 +81,7 @@ def create_default(
         kind: IDENTITY, STRICT or LAZY.
 
     Raises:
-        RefusedError: EINVAL, if a region that must be mapped cannot be.
+        RefusedError: EINVAL, if a region that must be mapped cannot be, or is none.
         ValueError: if the unit is out of domain IDs.
         MemoryError: if the driver has no frames left.
     """
@@ -112,8 +112,12 @@ def _iovas(
     for window in (LOW_BARS, HIGH_BARS):  # of the host bridge
         iovas.reserve(window.start, window.stop - 1)
     for region in regions:
-        if region.type is not RegionType.SW_MSI:
+        if region.type is RegionType.SW_MSI:
+            continue
+        try:
             iovas.reserve(region.first, region.last)
+        except ValueError as error:
+            raise RefusedError("EINVAL", f"firmware's table makes no sense: {error}") from error
     return iovas
 
 

@@ -83,9 +83,9 @@ class PermanentMappings(DmaApi):
             end = chunk.physical + chunk.size
             free += reversed(range(chunk.physical, end, rounded))
         physical = free.pop()
-        chunk = self._chunk_at(physical)
-        assert chunk is not None
-        chunk.given[physical] = rounded
+        home = self._chunk_at(physical)
+        assert home is not None
+        home.given[physical] = rounded
         return physical
 
     def free_buffer(self, device: DmaDevice, physical: int, cpu: int = 0) -> None:

@@ -70,7 +70,6 @@ def draw(path: Path, runs: Sequence[tuple[Scenario, ScenarioResult]]) -> None:
         left.set_yticks(range(len(policies)), policies)
         left.invert_yaxis()
         left.set_xlabel("a map and an unmap, modelled, ns")
-        left.legend(fontsize="small")
         right.set_xlabel("longest window of an attack")
         right.set_xscale("log")
         right.set_xlim(_NEVER / 3, _FOREVER * 3)
@@ -79,7 +78,9 @@ def draw(path: Path, runs: Sequence[tuple[Scenario, ScenarioResult]]) -> None:
         )
         right.minorticks_off()
         right.grid(alpha=0.3)
-        right.legend(fontsize="small")
+    # Outside: inside, it would be in front of one bar or another.
+    handles = [handle for axes in fields[0] for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=144)
 
 
@@ -100,13 +101,16 @@ def _draw_costs(axes: Axes, result: ScenarioResult, places: Mapping[str, float])
     maps = [costs.map_ns for costs in result.costs.values()]
     unmaps = [costs.unmap_ns for costs in result.costs.values()]
     axes.barh(across, maps, _WIDTH, color=colour, label=f"{vendor}: map")
-    axes.barh(across, unmaps, _WIDTH, maps, color=colour, alpha=0.45, label="unmap")
+    axes.barh(across, unmaps, _WIDTH, maps, color=colour, alpha=0.45, label=f"{vendor}: unmap")
 
 
 def _draw_windows(axes: Axes, result: ScenarioResult, places: Mapping[str, float]) -> None:
     colour, marker = _STYLES[result.iommu]
     vendor = VENDORS[result.iommu]
-    for harmful, fill, label in ((True, "full", vendor), (False, "none", "nothing of others")):
+    for harmful, fill, label in (
+        (True, "full", f"{vendor}: window"),
+        (False, "none", f"{vendor}: to nothing of others"),
+    ):
         points = [
             (_position(rows), places[policy])
             for policy in result.costs

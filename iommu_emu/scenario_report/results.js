@@ -140,11 +140,16 @@ function showLines(list, lines) {
 }
 
 function showCosts(result) {
-  const entries = Object.entries(result.costs);
+  // Below a policy come its other pairs.
+  const entries = Object.entries(result.costs).flatMap(([policy, costs]) => [
+    [policy, costs, "policy"],
+    ...Object.entries(costs.others).map(([name, other]) => [name, other, "other"]),
+  ]);
   $("costs-section").hidden = !entries.length;
   const most = Math.max(1, ...entries.map(([, c]) => c.map_ns + c.unmap_ns));
+  const keeps = entries.some(([, c]) => c.frames);
   const headings = ["policy", "", "map", "unmap", "in the emulator", "lock wait", "copied a pair",
-    "queued a pair", "invalidations a pair", "Gb/s"];
+    "queued a pair", "invalidations a pair", ...(keeps ? ["frames kept"] : []), "Gb/s"];
   const head = element("tr");
   headings.forEach((heading, i) => {
     const of = { map: "map", unmap: "flush" }[heading]; // colour of its part of the bar
@@ -153,15 +158,18 @@ function showCosts(result) {
     head.append(element("th", column, ...swatch, ` ${heading}`));
   });
   const body = element("tbody");
-  for (const [policy, costs] of entries) {
+  for (const [name, costs, kind] of entries) {
     const pairs = Math.max(1, costs.operations);
     const width = (ns) => `width:${(100 * ns) / most}%`;
     const bar = element("div", { class: "bar", "aria-hidden": "true" });
     bar.append(element("span", { class: "map", style: width(costs.map_ns), title: "map" }));
     bar.append(element("span", { class: "unmap", style: width(costs.unmap_ns), title: "unmap" }));
-    const line = element("tr", {}, element("th", { scope: "row" }, policy));
+    const line = element("tr", {}, element("th", { scope: "row", class: kind }, name));
     line.append(element("td", {}, bar));
-    const perPair = (count) => String(Number((count / pairs).toPrecision(4)));
+    const perPair = (count) => {
+      const each = count / pairs;
+      return each >= 100 ? each.toFixed(0) : String(Number(each.toPrecision(2)));
+    };
     for (const text of [
       duration(costs.map_ns),
       duration(costs.unmap_ns),
@@ -170,6 +178,7 @@ function showCosts(result) {
       perPair(costs.copied),
       perPair(costs.descriptors),
       perPair(costs.invalidations),
+      ...(keeps ? [String(costs.frames)] : []),
       costs.gbps ? String(Number(costs.gbps.toPrecision(3))) : "",
     ]) {
       line.append(element("td", { class: "number" }, text));

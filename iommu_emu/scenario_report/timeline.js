@@ -247,13 +247,16 @@ class View {
     const draw = this.draw;
     const step = niceStep(((this.to - this.from) * 110) / (this.width - LEFT), this.even);
     draw.fillStyle = colour("quiet");
+    let last = "";
     for (let at = Math.ceil(this.from / step) * step; at <= this.to; at += step) {
       const event = this.even ? this.events[Math.round(at)] : null;
       if (this.even && !event) continue;
       const x = this.x(at);
       const label = this.even ? duration(event.time) : moment(at, step);
       const before = x + 3 + draw.measureText(label).width > this.width;
-      draw.fillText(label, before ? x - 3 - draw.measureText(label).width : x + 3, AXIS / 2);
+      const place = before ? x - 3 - draw.measureText(label).width : x + 3;
+      if (label !== last) draw.fillText(label, place, AXIS / 2);
+      last = label;
       draw.globalAlpha = 0.25;
       draw.fillRect(Math.round(x), 4, 1, this.height);
       draw.globalAlpha = 1;

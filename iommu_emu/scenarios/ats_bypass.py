@@ -6,17 +6,20 @@ from typing import Any
 
 from iommu_emu.clock import MILLISECOND, SECOND
 from iommu_emu.core import AddressType
+from iommu_emu.devices import Device
 from iommu_emu.devices.malicious import MaliciousDevice
 from iommu_emu.devices.malicious.translated_forger import TranslatedForger
 from iommu_emu.devices.malicious.translation_keeper import TranslationKeeper
+from iommu_emu.devices.nvme import Nvme
 from iommu_emu.direction import Direction
 from iommu_emu.hung import HungError
 from iommu_emu.linux.domain_type import DomainType
 from iommu_emu.pci.ats import AT_ONCE, NEVER, WRONGLY, Answering, late
 from iommu_emu.policies.policy import LinuxPolicy
 from iommu_emu.scenarios.laboratory import PAGE, RAM, Laboratory
-from iommu_emu.scenarios.result import Outcome
+from iommu_emu.scenarios.result import Costs, Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario
+from iommu_emu.scenarios.workload import block_costs, guest_costs
 
 VICTIM = RAM.start + (1 << 20)  # a page that no device was ever given
 GUEST_RAM = range(RAM.start + (16 << 20), RAM.start + (17 << 20))
@@ -247,6 +250,28 @@ def keep_silent_as_guest(lab: Laboratory) -> Outcome:
     return _go_on_reading(lab, device, page, secret)
 
 
+# ---- what it costs -------------------------------------------------------------------------------
+
+
+class CachingDisk(Nvme):
+    """An NVMe controller with a device-TLB, which it answers for at once."""
+
+    ats = True
+
+
+class CachingCard(Device):
+    """A guest's device with one."""
+
+    ats = True
+
+
+def costs(lab: Laboratory) -> Costs:
+    """Read from a disk with a device-TLB, or map and unmap for a guest that has such a device."""
+    if isinstance(lab.policy, LinuxPolicy):
+        return block_costs(lab, CachingDisk)
+    return guest_costs(lab, CachingCard)
+
+
 SCENARIO = Scenario(
     name="ats-bypass",
     title="Devices that translate for themselves",
@@ -305,4 +330,5 @@ SCENARIO = Scenario(
             policies=(*XEN, "xen-xsa-373"),
         ),
     ),
+    workload=costs,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -169,10 +169,7 @@ class Attempts:
         strike: Callable[..., Completion]
         strike = agent.read if access is Access.READ else agent.write
         completion = strike(address, payload, **how)
-        while completion.pending and self.clock.run_to_next_event():
-            pass
-        self.observe(device, access, address, payload, completion)
-        return completion
+        return self.follow(device, access, address, payload, [completion]).completion
 
     def observe(
         self,
@@ -203,6 +200,37 @@ class Attempts:
             why = cause.name if cause else completion.status.name.replace("_", " ").lower()
             kind, text = EventKind.FAULT, f"{verb} stopped: {why}"
         self.timeline.add(kind, device.name, text, address=address, size=size)
+
+    def follow(
+        self,
+        device: Function,
+        access: Access,
+        address: int,
+        payload: BytesLike | int,
+        completions: Sequence[Completion],
+    ) -> Attempt:
+        """Wait for accesses that a device makes by itself, one after the other, and note them.
+
+        Args:
+            device: whose they are.
+            access: READ or WRITE.
+            address: where they go.
+            payload: bytes written, or the number of bytes read.
+            completions: of each, in the order in which they come.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if not completions:
+            raise ValueError("completions must be of at least one access")
+        landed, data = 0, b""
+        for completion in completions:
+            while completion.pending and self.clock.run_to_next_event():
+                pass
+            self.observe(device, access, address, payload, completion)
+            landed += completion.ok
+            data = completion.data or data
+        return Attempt(completions[-1], len(completions), landed, data)
 
     @property
     def window(self) -> int:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from iommu_emu.clock import MILLISECOND
+from iommu_emu.clock import MICROSECOND, MILLISECOND
+from iommu_emu.core import Access
+from iommu_emu.devices.malicious.ring_overrunner import RingOverrunner
 from iommu_emu.devices.malicious.sub_page_reader import SubPageReader
+from iommu_emu.devices.nic import Mapping, NicDriver
 from iommu_emu.direction import Direction
 from iommu_emu.linux.dma_device import DmaDevice
 from iommu_emu.linux.kernel import Linux
@@ -15,9 +18,14 @@ from iommu_emu.scenarios.laboratory import PAGE, Attempt, Laboratory
 from iommu_emu.scenarios.result import Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario
 from iommu_emu.scenarios.workload import packet_costs
+from iommu_emu.workloads.packets import DmaMapper
 
 SMALL = 512  # bytes of a buffer that shares a page with seven more
 TINY = 128
+FRAME = 256  # of a receive buffer, and a frame in it
+ENTRIES = 4  # of a ring; there are twice as many buffers, which fill half of a page
+OVERRUN = 64
+INTERVAL = 100 * MICROSECOND  # between two frames
 LARGE = 3 * PAGE  # of one that begins and ends inside pages, two whole ones between them
 OFFSET = SMALL  # of the large one in its first page
 JUMBO = 9000  # bytes of a frame: its buffer has partial pages, and whole ones
@@ -158,6 +166,51 @@ def _tell_how_long(lab: Laboratory, after: Attempt) -> None:
         lab.say("That goes on after the unmap, until a flush drops the cached translation.")
     else:
         lab.say("That goes on after the unmap, and nothing ends it.")
+
+
+def ring_overrun(lab: Laboratory) -> Outcome:
+    """Receive frames with a controller that writes behind each buffer."""
+    nic = lab.attach(RingOverrunner(overrun=OVERRUN))
+    linux, device = lab.linux, lab.linux.device(nic)
+    dma, size = linux.dma, 2 * ENTRIES * FRAME
+    rings = dma.alloc_coherent(device, 2 * PAGE)
+    buffers = dma.alloc_buffer(device, size)
+    behind = linux.memory.kmalloc(size, "sshd")
+    secret = lab.plant(behind, size)
+    driver = NicDriver(
+        lab.machine,
+        nic,
+        range(buffers, buffers + size),
+        DmaMapper(dma, device),
+        entries=ENTRIES,
+        buffer_size=FRAME,
+        rings=[Mapping(rings.physical + at, rings.iova + at, PAGE) for at in (0, PAGE)],
+    )
+    driver.start(causes=0)
+    lab.say(f"A driver receives into buffers of {FRAME} bytes; keys of sshd lie behind the last.")
+    lab.revoke("what is behind a buffer never was")
+    lost = 0
+    for _ in range(2 * ENTRIES):  # each buffer once
+        lab.clock.advance(INTERVAL)
+        frame = lab.secret(FRAME)
+        nic.receive(frame)
+        address, overrun = nic.overruns[-1]
+        lab.observe(nic, Access.WRITE, address, OVERRUN, overrun)
+        lost += driver.poll() != [frame]
+    corrupted = lab.changed(behind, secret)
+    lab.say(
+        f"{'Every frame arrives' if not lost else f'All frames but {lost} arrive'} as sent; the "
+        f"controller writes {OVERRUN} bytes more behind it, and the driver does not notice."
+    )
+    if corrupted:
+        lab.say("Behind the last buffer, in the same page, they overwrite a key.")
+    elif not any(completion.ok for _, completion in nic.overruns):
+        lab.say("The IOMMU stops them.")
+    elif dma.statistics.copied:
+        lab.say("They stay in the page of the buffer's copy: only the frame is copied out of it.")
+    else:
+        lab.say("The memory around the buffers is the device's alone: they reach nothing else.")
+    return lab.outcome(corrupted=corrupted)
 
 
 # ---- after the unmap -----------------------------------------------------------------------------
@@ -346,6 +399,11 @@ SCENARIO = Scenario(
             name="sub-page-write",
             summary="A device writes the whole page around a buffer of 512 bytes.",
             run=sub_page_write,
+        ),
+        Attack(
+            name="ring-overrun",
+            summary="A network controller writes more into each receive buffer than it holds.",
+            run=ring_overrun,
         ),
         Attack(
             name="unaligned-read-after-free",

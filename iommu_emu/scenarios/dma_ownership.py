@@ -20,6 +20,7 @@ from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.laboratory import PAGE, Laboratory
 from iommu_emu.scenarios.result import Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario
+from iommu_emu.scenarios.workload import user_costs
 
 ISOLATED = (
     Acs.SOURCE_VALIDATION | Acs.REQUEST_REDIRECT | Acs.COMPLETION_REDIRECT | Acs.UPSTREAM_FORWARDING
@@ -406,4 +407,5 @@ SCENARIO = Scenario(
             run=_type_change,
         ),
     ),
+    workload=user_costs,
 )

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from iommu_emu.clock import MICROSECOND, MILLISECOND
 from iommu_emu.core import Access, BytesLike
 from iommu_emu.devices.malicious import MaliciousDevice
+from iommu_emu.devices.malicious.deferred_writer import DeferredWriter
 from iommu_emu.devices.malicious.hangs_host import HangsHost
+from iommu_emu.devices.malicious.post_deassign import PostDeassign
 from iommu_emu.policies.policy import XenPolicy
 from iommu_emu.scenarios.laboratory import PAGE, RAM, Attempt, Laboratory
 from iommu_emu.scenarios.result import Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario
+from iommu_emu.scenarios.workload import guest_costs
 from iommu_emu.xen.domain import XenDomain
 
 VICTIM = RAM.start + (1 << 20)  # a page of the hardware domain; the guest has its own at this gfn
@@ -19,8 +22,8 @@ GUEST_RAM = range(RAM.start + (16 << 20), RAM.start + (17 << 20))
 IN_FABRIC = 2 * MICROSECOND  # from the device to the IOMMU
 PACKET = 64  # bytes
 DATA = b"\xff" * PACKET  # no secret has such bytes
-PATIENCE = 100 * MILLISECOND  # how long a device goes on after it was taken away
-STEP = 10 * MILLISECOND
+STEP = 10 * MILLISECOND  # between two accesses of a device that goes on after it was taken away
+TIMES = 10
 
 MODES = ("xen-none", "xen-listed", "xen-basic", "xen-full", "xen-scratch")
 UNFIXED = ("xen-xsa-378", "xen-xsa-386", "xen-xsa-400")
@@ -28,7 +31,7 @@ UNFIXED = ("xen-xsa-378", "xen-xsa-386", "xen-xsa-400")
 __all__ = ["SCENARIO"]
 
 
-class Nic(MaliciousDevice):
+class Nic(PostDeassign):
     """The card that the toolstack thinks of; it sends with one phantom function."""
 
     class_code = 0x020000
@@ -36,6 +39,17 @@ class Nic(MaliciousDevice):
 
     def __init__(self, name: str = "nic") -> None:
         super().__init__(name)
+
+
+class FragileCard(HangsHost):
+    """A card whose requests are as long on their way as those of a `DeferredWriter`."""
+
+    def __init__(self) -> None:
+        super().__init__("fragile card")
+
+    def on_attach(self) -> None:
+        """Settle far away."""
+        self.dma.set_latency(IN_FABRIC, 0)
 
 
 @dataclass
@@ -155,7 +169,6 @@ def _end(
 def _fly(lab: Laboratory, device: MaliciousDevice, access: Access) -> Outcome:
     """Destroy the guest while a request of its device is in the fabric; wait for its end."""
     bench = _bench(lab, device)
-    device.dma.set_latency(IN_FABRIC, 0)
     payload: bytes | int = PACKET
     if access is Access.READ:
         what, completion = "read", device.read(VICTIM, PACKET)
@@ -164,9 +177,7 @@ def _fly(lab: Laboratory, device: MaliciousDevice, access: Access) -> Outcome:
         what, completion = "write", device.write(VICTIM, payload)
     lab.say(f"The {device.name} has sent a {what}, which is still in the fabric.")
     _take(lab, bench)
-    while completion.pending and lab.clock.run_to_next_event():
-        pass
-    lab.observe(device, access, VICTIM, payload, completion)
+    lab.follow(device, access, VICTIM, payload, [completion])
     return _end(
         lab,
         passed=completion.ok,
@@ -178,19 +189,19 @@ def _fly(lab: Laboratory, device: MaliciousDevice, access: Access) -> Outcome:
 
 
 def _in_flight_write(lab: Laboratory) -> Outcome:
-    return _fly(lab, Nic(), Access.WRITE)
+    return _fly(lab, DeferredWriter("nic", in_fabric=IN_FABRIC), Access.WRITE)
 
 
 def _in_flight_read(lab: Laboratory) -> Outcome:
-    return _fly(lab, Nic(), Access.READ)
+    return _fly(lab, DeferredWriter("nic", in_fabric=IN_FABRIC), Access.READ)
 
 
 def _fragile_write(lab: Laboratory) -> Outcome:
-    return _fly(lab, HangsHost("fragile card"), Access.WRITE)
+    return _fly(lab, FragileCard(), Access.WRITE)
 
 
 def _fragile_read(lab: Laboratory) -> Outcome:
-    return _fly(lab, HangsHost("fragile card"), Access.READ)
+    return _fly(lab, FragileCard(), Access.READ)
 
 
 # ---- sent after deassignment -------------------------------------------------------------------
@@ -201,14 +212,13 @@ def _write_after(lab: Laboratory) -> Outcome:
 
 
 def _write_unlisted(lab: Laboratory) -> Outcome:
-    return _go_on_writing(lab, MaliciousDevice("forgotten card"))
+    return _go_on_writing(lab, PostDeassign("forgotten card"))
 
 
-def _go_on_writing(lab: Laboratory, device: MaliciousDevice) -> Outcome:
+def _go_on_writing(lab: Laboratory, device: PostDeassign) -> Outcome:
     bench = _bench(lab, device)
     _take(lab, bench)
-    until = lab.clock.now + PATIENCE
-    attempt = lab.write(device, VICTIM, DATA, until=until, every=STEP)
+    attempt = _keep_writing(lab, device, VICTIM)
     return _end(
         lab,
         passed=attempt.ok,
@@ -234,7 +244,7 @@ def _phantom_read(lab: Laboratory) -> Outcome:
 def _go_on_reading(lab: Laboratory, device: Nic, requester: int | None = None) -> Outcome:
     bench = _bench(lab, device, requester)
     _take(lab, bench)
-    attempt = _read_for_long(lab, device, VICTIM, requester)
+    attempt = _keep_reading(lab, device, VICTIM, requester)
     return _end_reading(lab, bench, attempt)
 
 
@@ -270,9 +280,8 @@ def _squat(lab: Laboratory) -> Outcome:
     firmware = lab.plant(region.base, PAGE)
     bench = _bench(lab, device)
     _take(lab, bench)
-    long = PATIENCE // 2
-    read = lab.read(device, region.base, PACKET, until=lab.clock.now + long, every=STEP)
-    write = lab.write(device, region.base, DATA, until=lab.clock.now + long, every=STEP)
+    read = _keep_reading(lab, device, region.base)
+    write = _keep_writing(lab, device, region.base)
     return _end(
         lab,
         passed=read.ok or write.ok,
@@ -311,7 +320,7 @@ def _dead_guest(lab: Laboratory) -> Outcome:
     lab.xen.create_domain("next guest", GUEST_RAM)
     bench.heirs = lab.plant(GUEST_RAM.start, PAGE)
     lab.say("The next guest gets the memory of the dead one.")
-    attempt = _read_for_long(lab, device, VICTIM)
+    attempt = _keep_reading(lab, device, VICTIM)
     if lab.matching(attempt.data, bench.heirs):
         lab.say(
             "The card still translates through page tables of the dead guest, freed since: for "
@@ -323,7 +332,7 @@ def _dead_guest(lab: Laboratory) -> Outcome:
 
 
 def _left_behind(lab: Laboratory) -> Outcome:
-    device, partner = Nic(), MaliciousDevice("other card")
+    device, partner = Nic(), PostDeassign("other card")
     lab.attach(device)
     lab.attach(partner)
     region = lab.reserve(device)
@@ -335,16 +344,24 @@ def _left_behind(lab: Laboratory) -> Outcome:
     lab.xen.deassign(device)
     lab.revoke("the card with reserved memory was taken from the guest")
     lab.say("The guest loses the card with reserved memory, and keeps another one.")
-    attempt = _read_for_long(lab, partner, region.base)
+    attempt = _keep_reading(lab, partner, region.base)
     leaked = lab.matching(attempt.data, firmware)
     return _end(lab, passed=attempt.ok, leaked=leaked, forever=attempt.completion.ok)
 
 
-def _read_for_long(
-    lab: Laboratory, device: MaliciousDevice, address: int, requester: int | None = None
+# ---- going on and on -----------------------------------------------------------------------------
+
+
+def _keep_reading(
+    lab: Laboratory, device: PostDeassign, address: int, requester: int | None = None
 ) -> Attempt:
-    until = lab.clock.now + PATIENCE
-    return lab.read(device, address, PAGE, until=until, every=STEP, requester=requester)
+    made = device.keep_reading(address, PAGE, interval=STEP, times=TIMES, requester=requester)
+    return lab.follow(device, Access.READ, address, PAGE, made)
+
+
+def _keep_writing(lab: Laboratory, device: PostDeassign, address: int) -> Attempt:
+    made = device.keep_writing(address, DATA, interval=STEP, times=TIMES)
+    return lab.follow(device, Access.WRITE, address, DATA, made)
 
 
 SCENARIO = Scenario(
@@ -439,4 +456,5 @@ SCENARIO = Scenario(
             run=_left_behind,
         ),
     ),
+    workload=guest_costs,
 )

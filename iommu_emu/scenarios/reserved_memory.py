@@ -22,8 +22,9 @@ from iommu_emu.pci.topology import Bridge
 from iommu_emu.policies.policy import LinuxPolicy, XenPolicy
 from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.laboratory import PAGE, RAM, Laboratory
-from iommu_emu.scenarios.result import Outcome
+from iommu_emu.scenarios.result import Costs, Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario
+from iommu_emu.scenarios.workload import guest_costs, user_costs
 
 LINUX = ("rmrr-unchecked", "rmrr-mapped", "rmrr-excluded", "rmrr-direct")
 STATUS = 64  # bytes that the device's firmware writes for the platform, again and again
@@ -382,6 +383,14 @@ def _local_window(lab: Laboratory, *, marked: bool) -> Outcome:
     return Outcome(corrupted=lost)
 
 
+# ---- what it costs -------------------------------------------------------------------------------
+
+
+def _costs(lab: Laboratory) -> Costs:
+    """Let the kernel and user space, or a guest of Xen's, map and unmap."""
+    return user_costs(lab) if isinstance(lab.policy, LinuxPolicy) else guest_costs(lab)
+
+
 SCENARIO = Scenario(
     name="reserved-memory",
     title="Devices that firmware lets use memory behind the operating system's back",
@@ -460,4 +469,5 @@ SCENARIO = Scenario(
             policies=LINUX,
         ),
     ),
+    workload=_costs,
 )

@@ -176,14 +176,7 @@ def _workload(
     if name not in WORKLOADS:
         known = ", ".join((*WORKLOADS, NO_WORKLOAD))
         raise ValueError(f"workload must be one of {known}, not {name!r}")
-    linux = [policy for policy in policies if isinstance(policy, LinuxPolicy)]
-    if not linux:
-        others = ", ".join(policy.name for policy in policies)
-        raise ValueError(
-            f"workload {name} is work for Linux's drivers, and {others} are policies of Xen's: "
-            "leave it out, or choose policies of Linux's"
-        )
-    return WORKLOADS[name], linux
+    return WORKLOADS[name], [policy for policy in policies if isinstance(policy, LinuxPolicy)]
 
 
 def workload_pool(cpus: int) -> int:

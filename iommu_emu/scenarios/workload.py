@@ -27,7 +27,7 @@ LINES = (10.0, 25.0)  # Gb/s: the networks that the discussion of 2019 is about
 GUEST = 0x10_0000  # where a guest's devices find its memory
 GUEST_RAM = range(RAM.start + (16 << 20), RAM.start + (17 << 20))
 BALLOON = RAM.start + (32 << 20)  # a page that a guest gets and gives back
-PAIRS = 150
+PAIRS = 100
 MOVES = 20  # of a device
 
 __all__ = [
@@ -125,7 +125,7 @@ def user_costs(laboratory: Laboratory, operations: int = PAIRS) -> Costs:
     policy = laboratory.policy
     if not isinstance(policy, LinuxPolicy):
         raise TypeError(f"policy {policy.name} has no VFIO")
-    costs = map_costs(laboratory, operations=PAIRS)
+    costs = map_costs(laboratory)
     linux = laboratory.linux
     card = laboratory.attach(Device("card"), external=False)
     vfio = Vfio(linux, notifier=policy.notifier, map_reserved=policy.map_reserved)
@@ -190,9 +190,9 @@ def guest_costs(
 
 
 WORKLOADS: Mapping[str, Workload] = {
-    "blocks": partial(block_costs, reads=150),
+    "blocks": block_costs,
     "map": map_costs,
-    "packets": partial(packet_costs, frames=150),
+    "packets": packet_costs,
 }
 """What can be measured of every policy of Linux's, by name."""
 

@@ -66,7 +66,8 @@ class Xen:
         devices: every function that Xen knows of.
 
     Raises:
-        ValueError: if frames or ram are not page aligned, or frames are too few.
+        ValueError: if frames or ram are not page aligned or overlap, or frames are too few.
+        NotRamError: if frames are not inside one piece of RAM.
         RuntimeError: if the command line requires an IOMMU and the machine has none.
     """
 
@@ -84,6 +85,9 @@ class Xen:
     ) -> None:
         if ram.start % PAGE_SIZE or ram.stop % PAGE_SIZE or ram.stop <= ram.start:
             raise ValueError(f"ram must be a page-aligned range, not {ram.start:#x}..{ram.stop:#x}")
+        if ram.start < frames.stop and frames.start < ram.stop:
+            raise ValueError(f"ram and frames must not overlap, as {ram} and {frames} do")
+        machine.memory.view(frames.start, len(frames))
         self.machine = machine
         self.parameters = parse_command_line(parameters, release)
         self.timeline = timeline or Timeline(machine.clock)

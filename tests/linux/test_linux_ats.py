@@ -10,6 +10,7 @@ from iommu_emu.core import AddressType, Outcome
 from iommu_emu.devices import MaliciousDevice
 from iommu_emu.hung import HungError
 from iommu_emu.linux.ats import AMD_TIMEOUT, WATCHDOG, ats_refusal
+from iommu_emu.linux.flush_queue import GLOBAL_LIST
 from iommu_emu.pci.ats import AT_ONCE, NEVER, WRONGLY, late
 from iommu_emu.pci.capabilities import Acs, PortType
 from iommu_emu.pci.topology import Bridge
@@ -35,6 +36,7 @@ class Bed:
         device_tlbs=True,
         model=Accelerator,
         timeout=TIMEOUT,
+        **options,
     ):
         if iommu == "vtd":
             config = {
@@ -46,7 +48,7 @@ class Bed:
         self.machine = new_machine(iommu, **config)
         port = new_port(self.machine, external=external, acs=ACS | Acs.TRANSLATION_BLOCKING)
         self.evil = self.machine.attach(model("evil"), under=port)
-        self.linux = boot(self.machine, parameters)
+        self.linux = boot(self.machine, parameters, **options)
         self.device = self.linux.device(self.evil)
         self.clock = self.machine.clock
         self.booted = len(self.linux.log.lines)
@@ -300,3 +302,12 @@ def test_amdvi_lazy_flush_goes_on_as_well():
     assert bed.texts() == ["AMD-Vi: IOMMU 0000:00:00.2: Completion-Wait loop timed out"]
     assert bed.linux.leaks()["iovas"] == 0
     assert bed.reads()
+
+
+def test_flush_for_all_domains_empties_device_tlbs_as_well(iommu):
+    bed = Bed(iommu, "iommu.strict=0", queue=GLOBAL_LIST)
+    bed.map()
+    bed.unmap()
+    assert bed.reads()
+    bed.clock.advance(10 * MILLISECOND)
+    assert not bed.reads()

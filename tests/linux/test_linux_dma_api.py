@@ -73,9 +73,9 @@ def test_map_exposes_what_shares_the_page(strict):
     assert strict.evil.read(iova + neighbour - physical, len(SECRET)).data == SECRET
 
 
-def test_map_with_forcedac_does_not_try_below_4_gib(iommu):
+def test_map_with_forcedac_starts_at_the_top_of_all(iommu):
     bed = Bed(iommu, "iommu.forcedac=1")
-    assert mapped(bed)[1] > 1 << 32
+    assert mapped(bed)[1] == (1 << 48) - PAGE
 
 
 def test_map_does_not_hand_out_the_windows_of_the_host_bridge(strict):
@@ -367,6 +367,15 @@ def test_bounce_copies_back_what_the_device_wrote(untrusted):
     untrusted.dma.unmap_single(untrusted.device, iova, 512, FROM)
     assert untrusted.memory(physical, len(SECRET)) == SECRET
     assert untrusted.dma.statistics.copied == 1024
+
+
+def test_bounce_counts_what_is_copied_and_zeroed(untrusted):
+    physical = untrusted.buffer(size=512)
+    for _ in range(2):
+        iova = untrusted.dma.map_single(untrusted.device, physical, 512, FROM)
+        untrusted.dma.unmap_single(untrusted.device, iova, 512, FROM)
+    statistics = untrusted.dma.statistics
+    assert (statistics.copied, statistics.zeroed) == (4 * 512, 2 * (PAGE - 512))
 
 
 def test_bounce_sync_copies_a_part(untrusted):

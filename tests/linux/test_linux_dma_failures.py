@@ -26,9 +26,12 @@ def frames_accounted(bed):
 def refused(bed, work, match):
     """Check that work is refused, and leaves everything as it was; return the error."""
     before, frames = bed.linux.leaks(), frames_accounted(bed)
+    failed = bed.dma.statistics.failed
     with pytest.raises(DmaMappingError, match=match) as caught:
         work()
     assert bed.linux.leaks() == before
+    assert bed.dma.statistics.failed == failed + 1
+    assert str(caught.value) == caught.value.reason
     assert frames_accounted(bed) == frames
     assert bed.device.domain.mappings == {}
     return caught.value
@@ -243,3 +246,30 @@ def test_group_with_buffers_mapped_is_not_given_to_user_space(iommu):
 def test_pool_of_absurdly_many_slots_is_refused():
     with pytest.raises(ValueError, match="make ram larger, or the pool smaller"):
         Bed("vtd", "swiotlb=" + "9" * 5000)
+
+
+def test_untranslated_device_that_just_reaches_its_bounce_buffer(iommu):
+    bed = Bed(iommu, "iommu.passthrough=1 swiotlb=force")
+    bed.device.limit.last = bed.linux.pool.base + 99
+    assert bed.dma.map_single(bed.device, 0x60_0000, 100, TO) == bed.linux.pool.base
+    bed.dma.unmap_single(bed.device, bed.linux.pool.base, 100, TO)
+    refused(bed, lambda: bed.dma.map_single(bed.device, 0x60_0000, 2049, TO), "are above")
+
+
+def test_call_for_a_cpu_that_there_is_not_is_refused(iommu):
+    bed = Bed(iommu)
+    entries = bed.dma.map_sg(bed.device, [(0x60_0000, PAGE)], TO)
+    buffer = bed.dma.alloc_coherent(bed.device, PAGE)
+    calls = [
+        lambda: bed.dma.unmap_sg(bed.device, entries, TO, 2),
+        lambda: bed.dma.unmap_batch(bed.device, entries, TO, 2),
+        lambda: bed.dma.sync_for_cpu(bed.device, *entries[0], TO, 2),
+        lambda: bed.dma.sync_for_device(bed.device, *entries[0], TO, -1),
+        lambda: bed.dma.alloc_coherent(bed.device, PAGE, 2),
+        lambda: bed.dma.free_coherent(bed.device, buffer, 2),
+    ]
+    before = bed.linux.leaks()
+    for call in calls:
+        with pytest.raises(ValueError, match=r"cpu must be in 0\.\.1"):
+            call()
+    assert bed.linux.leaks() == before

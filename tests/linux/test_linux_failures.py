@@ -7,7 +7,7 @@ but what waits for a flush; what is unmapped leaves nothing behind.
 import random
 
 import pytest
-from linux_bed import BOTH, FROM, PAGE, RAM, TO, Bed
+from linux_bed import BOTH, FROM, PAGE, RAM, TO, Bed, boot, new_machine
 
 from iommu_emu.clock import MILLISECOND, SECOND
 from iommu_emu.core import StateError
@@ -19,6 +19,7 @@ from iommu_emu.linux.flush_queue import GLOBAL_LIST, SINGLE
 from iommu_emu.linux.lazy_variants import BounceLazy, LazyCoherentOnly, LazyDevicePrivate, LazyOptIn
 from iommu_emu.linux.permanent import PermanentMappings
 from iommu_emu.linux.shadow_copy import ShadowCopy
+from iommu_emu.machine import ReservedRegion
 from iommu_emu.refused import RefusedError
 
 POOL = 256 << 10
@@ -228,6 +229,7 @@ class Run:
                 lambda: dma.unmap_single(*mine, 2),
                 lambda: dma.unmap_sg(live.device, [*live.entries, live.entries[0]], live.direction),
                 lambda: dma.unmap_sg(live.device, [(iova, 0), *live.entries], live.direction),
+                lambda: dma.unmap_sg(live.device, live.entries, live.direction, 2),
                 lambda: dma.sync_for_device(live.device, iova, 1 << 20, live.direction),
                 lambda: dma.sync_for_cpu(live.device, iova, 0, live.direction),
                 lambda: dma.sync_for_cpu(live.device, iova, size, wrong),
@@ -336,7 +338,11 @@ class Run:
             self.unmap(self.random.choice(self.live))
 
 
-@pytest.mark.parametrize("iommu", ["vtd", "amdvi"])
+@pytest.fixture(params=["vtd", "amdvi"])
+def iommu(request):
+    return request.param
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_random_calls_leave_nothing_behind(iommu, name):
     run = Run(iommu, name, 0)
@@ -345,7 +351,24 @@ def test_random_calls_leave_nothing_behind(iommu, name):
         run.check_reach()
     while run.live:
         run.unmap(run.live[0])
+    queue = run.devices[0].domain.queue
     for function in (run.bed.evil, run.twin):
         run.linux.remove(function)
+    assert queue is None or not queue.waiting
     assert run.linux.leaks() == dict.fromkeys(run.linux.leaks(), 0)
     assert run.frames() == run.start
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(0x70_0000, 0x6F_FFFF), (0, (1 << 64) - 1), (1 << 60, (1 << 60) + 0xFFF)]
+)
+def test_boot_goes_on_where_reserved_memory_makes_no_sense(iommu, first, last):
+    machine = new_machine(iommu)
+    evil = machine.attach(MaliciousDevice("evil"))
+    other = machine.attach(MaliciousDevice("other"))
+    mine = ((evil.dma.requester, evil.dma.requester),)
+    machine.reserved_regions.append(ReservedRegion(first, last, 0, mine))
+    linux = boot(machine)
+    assert set(linux.devices) == {other}
+    assert "" not in [line.text for line in linux.log]
+    assert linux.leaks()["mapped pages"] == 0

@@ -89,3 +89,11 @@ def test_batch_that_fails_leaves_nothing(iommu):
     with pytest.raises(DmaMappingError, match="IOVA space"):
         bed.dma.map_batch(bed.device, pages(65), FROM)
     assert bed.linux.leaks() == before
+
+
+def test_batch_that_fails_in_its_second_range_leaves_nothing(iommu):
+    bed = bed_of(iommu)
+    before = bed.linux.leaks()
+    with pytest.raises(DmaMappingError, match="no page table for it"):
+        bed.dma.map_batch(bed.device, [*pages(64), (1 << 52, PAGE)], FROM)
+    assert bed.linux.leaks() == before

@@ -54,6 +54,7 @@ def test_coherent_only_frees_memory_after_the_flush(iommu):
     assert bed.buffer(owner="crypto") == buffer.physical
     assert not bed.evil.read(buffer.iova, 4).ok
     assert bed.linux.leaks()["iovas"] == before["iovas"]
+    assert bed.dma.statistics.unmaps == 1
 
 
 # (2) drivers that opt in.

@@ -47,6 +47,7 @@ def test_parameters_later_one_overrides_earlier():
     [
         ("iommu.strict=maybe", "Malformed early option 'iommu.strict'"),
         ("iommu.strict", "Malformed early option 'iommu.strict'"),
+        ("iommu", "Malformed early option 'iommu'"),
         ("intel_iommu=fast", "DMAR: Unknown option - 'fast'"),
         ("amd_iommu=fast", "AMD-Vi: Unknown option - 'fast'"),
         (

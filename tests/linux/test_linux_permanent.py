@@ -127,3 +127,17 @@ def test_untranslated_device_has_ordinary_memory():
     physical = bed.dma.alloc_buffer(bed.device, PAGE)
     bed.dma.free_buffer(bed.device, physical)
     assert bed.linux.leaks()["allocated pages"] == 0
+
+
+def test_chunk_is_cleared_before_the_device_gets_it(bed):
+    bed.dma.alloc_buffer(bed.device, PAGE)
+    assert bed.dma.statistics.zeroed == 64 * KIB
+
+
+def test_buffer_that_is_in_a_chunk_in_part_only_is_mapped_as_ever(bed):
+    buffers = [bed.dma.alloc_buffer(bed.device, 64 * KIB) for _ in range(2)]
+    across = min(buffers) + 60 * KIB
+    assert max(buffers) - min(buffers) == 64 * KIB
+    iova = bed.dma.map_single(bed.device, across, 2 * PAGE, TO)
+    bed.dma.unmap_single(bed.device, iova, 2 * PAGE, TO)
+    assert not bed.evil.read(iova, 4).ok

@@ -65,6 +65,13 @@ def test_scatter_list_boundary_that_makes_no_sense_is_refused(boundary):
         lay_out([(0, 1)], PAGE, boundary)
 
 
+def test_scatter_list_boundary_may_be_a_page():
+    assert entries([(0x10000, PAGE), (0x20000, PAGE)], boundary=PAGE - 1) == [
+        (FIRST, PAGE),
+        (FIRST + PAGE, PAGE),
+    ]
+
+
 def test_scatter_list_entry_of_a_peer_stays_as_it_is():
     segments = [(0x1000, PAGE), (0xE000_0000, PAGE), (0x9000, PAGE)]
     pieces = lay_out(segments, PAGE, PCI, lambda address, size: address >= 0xE000_0000)

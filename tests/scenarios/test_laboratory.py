@@ -5,6 +5,7 @@ import pytest
 from iommu_emu import policies
 from iommu_emu.core import Access
 from iommu_emu.devices import MaliciousDevice
+from iommu_emu.devices.malicious.post_deassign import PostDeassign
 from iommu_emu.pci.capabilities import Acs
 from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.laboratory import FIRMWARE, PAGE, RAM, Laboratory
@@ -174,3 +175,17 @@ def test_row_tells_what_an_administrator_sees(laboratory):
     assert len(row.faults) == 1
     assert row.faults[0] in row.log
     assert 0 < row.invalidations < row.descriptors
+
+
+def test_accesses_of_a_devices_own_are_followed_to_the_last(laboratory):
+    device = laboratory.attach(PostDeassign())
+    laboratory.linux.device(device)  # the kernel boots: the device reaches nothing
+    laboratory.revoke("everything")
+    made = device.keep_reading(0x1000, 4, interval=1000, times=3)
+    attempt = laboratory.follow(device, Access.READ, 0x1000, 4, made)
+    assert (attempt.tried, attempt.landed, laboratory.clock.now) == (3, 0, 3000)
+
+
+def test_nothing_cannot_be_followed(laboratory):
+    with pytest.raises(ValueError, match="completions must be of at least one access"):
+        laboratory.follow(None, Access.READ, 0x1000, 4, [])

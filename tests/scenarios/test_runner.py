@@ -15,6 +15,7 @@ from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.result import Costs, Outcome
 from iommu_emu.scenarios.runner import ScenarioError, attacks_of, choose, run
 from iommu_emu.scenarios.scenario import Attack, Scenario
+from iommu_emu.scenarios.workload import WORKLOADS
 
 MINE = LinuxPolicy(name="mine", summary="Mine.", source="me")
 
@@ -150,3 +151,20 @@ def test_run_refuses_what_it_cannot_do(arguments, message):
     made = scenario(ATTACKS[0].run)
     with pytest.raises(ValueError, match=message):
         run(made, **arguments)
+
+
+def test_workload_by_name_is_for_linuxs_policies(monkeypatch):
+    monkeypatch.setitem(WORKLOADS, "map", lambda laboratory: Costs(copied=5))
+    both = [policies.load("linux-strict"), policies.load("xen-none")]
+    result = run(scenario(lambda laboratory: Outcome()), both, attacks=["attack"], workload="map")
+    assert result.costs == {"linux-strict": Costs(copied=5)}
+
+
+def test_workload_can_be_left_out():
+    made = scenario(lambda laboratory: Outcome(), workload=lambda laboratory: Costs())
+    assert run(made, workload="none").costs == {}
+
+
+def test_workload_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="workload must be one of blocks, map, packets, none, not"):
+        run(scenario(lambda laboratory: Outcome()), workload="disks")

@@ -9,7 +9,7 @@ from iommu_emu.scenario_report.chart import check_chart, draw
 def test_chart_names_policies_and_vendors(tmp_path):
     draw(tmp_path / "c.svg", [(SCENARIO, result()), (SCENARIO, result(iommu="amdvi"))])
     text = (tmp_path / "c.svg").read_text()
-    for word in (*POLICIES, "VT-d", "AMD-Vi", "nothing of others", "10 ms", "Made up"):
+    for word in (*POLICIES, "VT-d: map", "AMD-Vi: window", "10 ms", "Made up"):
         assert f"<!-- {word} -->" in text
 
 

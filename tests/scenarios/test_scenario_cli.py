@@ -1,6 +1,7 @@
 """`iommu-emu scenario`: what it prints, writes, and refuses."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -9,6 +10,8 @@ from installed_command import IOMMU_EMU
 from iommu_emu.cli.main import main
 from iommu_emu.scenario_report import plain
 from iommu_emu.scenarios.expectations import parse
+from iommu_emu.scenarios.result import Costs
+from iommu_emu.scenarios.workload import WORKLOADS
 
 POLICY = """
 from iommu_emu.policies import LinuxPolicy
@@ -142,6 +145,12 @@ def test_policy_of_ones_own_is_run_and_nothing_is_expected_of_it(capsys, tiny, m
     assert row["leaked"] > 0
 
 
+def test_name_with_brackets_is_shown_as_it_is(capsys, tmp_path, tiny):
+    (tmp_path / "p.py").write_text(POLICY.format(name="mine [bold]"))
+    assert main(["scenario", "run", tiny, "--policy", str(tmp_path / "p.py")]) == 0
+    assert capsys.readouterr().out.count("mine [bold]") == 5
+
+
 def test_result_that_is_not_as_expected_is_an_exit_code(capsys, monkeypatch):
     text = "[linux-strict]\nsub-page-read = { leaked = 1 }"
     monkeypatch.setattr(plain, "built_in", lambda: parse(text))
@@ -234,13 +243,56 @@ def test_output_that_cannot_be_written_is_refused_before_the_run(capsys, tmp_pat
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny.py"]
 
 
-def test_chart_needs_costs_and_matplotlib(capsys, monkeypatch, tmp_path, tiny):
+@pytest.mark.parametrize("words", [("--workload", "none"), ("--attack", "read")])
+def test_chart_needs_a_workload(capsys, tmp_path, tiny, words):
     place = str(tmp_path / "c.svg")
-    error = refused(capsys, "run", "dma-ownership", "--plot", place)
-    assert error == f"{place}: dma-ownership measures no costs that a chart could show"
+    error = refused(capsys, "run", tiny, "--plot", place, *words)
+    assert error == f"{place}: a chart shows costs: choose a --workload for it"
+
+
+def test_chart_needs_costs_and_matplotlib(capsys, monkeypatch, tmp_path, tiny):
+    free = tmp_path / "free.py"
+    free.write_text("".join(line for line in SCENARIO.splitlines(True) if "workload=" not in line))
+    place = str(tmp_path / "c.svg")
+    error = refused(capsys, "run", str(free), "--plot", place)
+    assert error == f"{place}: tiny measures no costs that a chart could show"
     monkeypatch.setattr("iommu_emu.scenario_report.chart.find_spec", lambda name: None)
     error = refused(capsys, "run", tiny, "--plot", place)
     assert error == "charts need matplotlib: pip install 'iommu-emu[plot]'"
+
+
+def test_workload_can_be_chosen(capsys, monkeypatch, tiny):
+    monkeypatch.setitem(WORKLOADS, "blocks", lambda laboratory: Costs(operations=7))
+    words = ["scenario", "run", tiny, "--attack", "read", "--workload", "blocks", "--json", "-"]
+    assert main(words) == 0
+    costs = json.loads(capsys.readouterr().out)["results"][0]["costs"]
+    assert {policy: each["operations"] for policy, each in costs.items()} == {
+        "linux-strict": 7,
+        "linux-passthrough": 7,
+    }
+
+
+def test_workload_for_policies_of_xen_is_an_error(capsys):
+    words = ("run", "quarantine", "--policy", "xen-full", "--workload", "packets")
+    assert refused(capsys, *words) == (
+        "--workload packets is work for drivers of Linux, and Xen's policies (xen-full) have none: "
+        "leave it out"
+    )
+
+
+def test_other_pairs_are_printed_below_their_policy(capsys, monkeypatch, tiny):
+    costs = Costs(operations=1, others={"assign, deassign": Costs(operations=1, frames=5)})
+    monkeypatch.setitem(WORKLOADS, "map", lambda laboratory: costs)
+    main(["scenario", "run", tiny, "--policy", "linux-strict", "--workload", "map"])
+    lines = capsys.readouterr().out.splitlines()
+    below = lines[lines.index(next(line for line in lines if "a pair costs" in line)) + 2]
+    assert (below.startswith("  assign, deassign "), below.split()[-1]) == (True, "5")
+
+
+def test_full_disk_is_said_of_the_file(capsys, tiny):
+    assert refused(capsys, "run", tiny, "--json", "/dev/full") == (
+        "/dev/full: No space left on device"
+    )
 
 
 @pytest.mark.parametrize("number", ["0", "33", "many"])
@@ -248,7 +300,7 @@ def test_number_of_cpus_has_limits(capsys, tiny, number):
     with pytest.raises(SystemExit) as ended:
         main(["scenario", "run", tiny, "--cpus", number])
     assert ended.value.code == 2
-    assert "--cpus" in capsys.readouterr().err
+    assert f"--cpus: must be in 1..32, not {number}" in capsys.readouterr().err
 
 
 def test_timing_shows_numbers_and_sources(capsys):
@@ -268,6 +320,17 @@ def test_expectations_are_shown_by_vendor(capsys):
     row = next(r for r in rows if (r["policy"], r["attack"]) == ("linux-strict", "sub-page-read"))
     assert row["vtd"] == row["amdvi"]
     assert row["vtd"]["leaked"] == 3584
+
+
+def test_reader_that_has_seen_enough_is_no_failure():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["run", "bounce-buffer", "--policy", "linux-strict", "--attack", "sub-page-read"]
+    with open(writer, "wb") as nobody:
+        run = subprocess.run(
+            [IOMMU_EMU, "scenario", *words], stdout=nobody, stderr=subprocess.PIPE, check=False
+        )
+    assert (run.returncode, run.stderr) == (0, b"")
 
 
 def test_installed_command_has_what_it_needs(tmp_path):

@@ -160,8 +160,14 @@ def test_list_shows_the_first_events_in_view(timeline):
     assert timeline.ask("document.getElementById('events').rows.length") == 301
 
 
-def test_costs_have_a_line_a_policy(timeline):
-    assert timeline.ask("document.getElementById('costs').rows.length") == 1 + 2
+def test_costs_have_a_line_a_policy_and_below_it_its_other_pairs(timeline):
+    names = "[...document.querySelectorAll('#costs tbody th')].map(name => name.textContent)"
+    assert timeline.ask(names) == ["linux-strict", "assign, deassign", "linux-lazy"]
+
+
+def test_costs_tell_what_tables_keep(timeline):
+    column = "[...document.querySelectorAll('#costs tr')].map(row => row.cells[9].textContent)"
+    assert timeline.ask(column) == [" frames kept", "0", "5", "0"]
 
 
 def test_page_follows_a_dark_desktop(timeline):

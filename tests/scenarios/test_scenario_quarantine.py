@@ -132,7 +132,7 @@ def test_quarantine_shows_what_a_forgotten_invalidation_leaves(monkeypatch):
     monkeypatch.setattr(XenVtdDriver, "detach", forgetful)
     basic = [policies.load("xen-basic")]
     (row,) = run(SCENARIO, basic, attacks=["read-after-deassign"]).rows
-    assert (row.outcome.leaked, row.stale_uses) == (4096, 11)
+    assert (row.outcome.leaked, row.stale_uses) == (4096, 10)
 
 
 # Stories and policies.

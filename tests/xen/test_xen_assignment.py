@@ -38,7 +38,7 @@ def test_boot_complains_before_anything_else(bed):
 
 def test_boot_without_a_required_iommu_fails():
     with pytest.raises(RuntimeError, match="iommu=required/force"):
-        Xen(Machine(1 << 20), parameters="iommu=force", frames=range(0x1000), ram=range(0x1000))
+        Xen(Machine(), parameters="iommu=force", frames=FRAMES, ram=RAM)
 
 
 def test_boot_passthrough_lets_the_hardware_domain_reach_everything(bed):

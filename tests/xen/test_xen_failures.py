@@ -12,6 +12,7 @@ from iommu_emu import Bridge
 from iommu_emu.devices import MaliciousDevice
 from iommu_emu.pci.capabilities import PortType
 from iommu_emu.refused import RefusedError
+from iommu_emu.xen import Xen
 
 STEPS = 60
 GUEST_SIZE = 0x1_0000
@@ -215,3 +216,17 @@ def test_domain_ids_begin_anew_after_the_last_one(bed):
         numbers.append(xen.create_domain("short-lived", OTHER_RAM).number)
         xen.destroy_domain(xen.guests[numbers[-1]])
     assert (kept.number, numbers[0], numbers[-2:]) == (1, 2, [0x7FEF, 2])
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (range(RAM.start, RAM.start + 0x10_0000), "ram and frames must not overlap"),
+        (range(0x1000, 0x1_0000_0000_0000), "ram and frames must not overlap"),
+        (range(0x400_0000, 0x500_0000), "not inside one region"),
+        (range(0x1000, 0x1800), "frames must be a page-aligned range"),
+    ],
+)
+def test_frames_that_make_no_sense_are_refused(bed, frames, message):
+    with pytest.raises(ValueError, match=message):
+        Xen(bed.machine, frames=frames, ram=RAM)
