@@ -123,9 +123,16 @@ int iemu_dma(struct iemu_port *port, const struct iemu_transfer *transfer, void 
              struct iemu_completion *completion)
 {
     struct iemu_machine *machine = iemu_port_machine(port);
+    struct iemu_transfer page;
     int status;
     LOCKED(machine);
 
+    /* A translation request has no address below the page (pci 6). */
+    if (iemu_unlikely(transfer->at == IEMU_TRANSLATION_REQUEST)) {
+        page = *transfer;
+        page.address &= ~0xfffull;
+        transfer = &page;
+    }
     status = begin_transfer(machine, port, transfer, data);
     if (status >= 0)
         iemu_dma_port_completion(port, completion);

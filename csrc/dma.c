@@ -111,6 +111,9 @@ static bool valid(const struct iemu_transfer *transfer)
         (transfer->length && transfer->length - 1 > UINT64_MAX - transfer->address) ||
         (transfer->posted && transfer->access != IEMU_WRITE))
         return false;
+    /* One translation; another length would be a malformed TLP (VT-d 6.1). */
+    if (transfer->at == IEMU_TRANSLATION_REQUEST && transfer->access == IEMU_READ)
+        return transfer->length == 8;
     if (transfer->access == IEMU_ATOMIC)
         return (transfer->length == 4 || transfer->length == 8) &&
                transfer->address % transfer->length == 0 && transfer->atomic >= IEMU_FETCH_ADD &&

@@ -278,12 +278,12 @@ struct iemu_completion {
 /*
  * One transfer, split at 4 KiB pages into requests. `data`: what is written, or room for what is
  * read; for an AtomicOp the operand (compare and swap: compare, then swap value) on entry and the
- * old value on return. A translation request is a read of 8 bytes: one entry of a translation
- * completion (VT-d 6.2, pci 6): R 0, W 1, U 2, N 10, S 11, address 63:12 with the size. Returns
- * enum iemu_status, or IEMU_E_ARGUMENT. A transfer that is IEMU_PENDING is finished by
- * iemu_dma_take with the same `data`: parts that were read at once are there already. IEMU_BUSY:
- * the transaction pool has no room. With a latency nothing was sent then; without, `done` bytes
- * of the completion were, up to the part that had to wait.
+ * old value on return. A translation request is a read of exactly 8 bytes: one entry of a
+ * translation completion (VT-d 6.2, pci 6) for the page of its address: R 0, W 1, U 2, N 10, S 11,
+ * address 63:12 with the size. Returns enum iemu_status, or IEMU_E_ARGUMENT. A transfer that is
+ * IEMU_PENDING is finished by iemu_dma_take with the same `data`: parts that were read at once are
+ * there already. IEMU_BUSY: the transaction pool has no room. With a latency nothing was sent
+ * then; without, `done` bytes of the completion were, up to the part that had to wait.
  */
 int iemu_dma(struct iemu_port *port, const struct iemu_transfer *transfer, void *data,
              struct iemu_completion *completion);

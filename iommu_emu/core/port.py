@@ -158,7 +158,7 @@ class Port:
             address: IOVA, or host physical address if `at` is TRANSLATED.
             data: what is written, or the number of bytes to read; at most 16 MiB.
             pasid: 20 bits; None: no PASID prefix.
-            at: address type.
+            at: address type; a translation request reads 8 bytes (VT-d 6.1).
             flags: further attributes.
             posted: a write whose outcome nobody will ask for.
             on_done: called with the completion once it is there.
@@ -239,7 +239,7 @@ class Port:
         """Ask the IOMMU for one translation; `Translation.decode` reads the data that comes.
 
         Args:
-            address: IOVA.
+            address: IOVA; it is the page around it that is asked for.
             no_write: the function will only read (NW).
             pasid: 20 bits; None: no PASID prefix.
             on_done: called with the completion once it is there.

@@ -79,9 +79,8 @@ class PermanentMappings(DmaApi):
         rounded = max(SMALLEST, 1 << (size - 1).bit_length())
         free = self._free.setdefault((device, rounded), [])
         if not free:
-            chunk = self._grow(device, max(CHUNK, rounded), cpu)
-            end = chunk.physical + chunk.size
-            free += reversed(range(chunk.physical, end, rounded))
+            new = self._grow(device, max(CHUNK, rounded), cpu)
+            free += reversed(range(new.physical, new.physical + new.size, rounded))
         physical = free.pop()
         home = self._chunk_at(physical)
         assert home is not None

@@ -18,7 +18,7 @@ from iommu_emu.scenarios.laboratory import PAGE, Attempt, Laboratory
 from iommu_emu.scenarios.result import Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario
 from iommu_emu.scenarios.workload import packet_costs
-from iommu_emu.workloads.packets import DmaMapper
+from iommu_emu.workloads.packets import DmaApiMapper
 
 SMALL = 512  # bytes of a buffer that shares a page with seven more
 TINY = 128
@@ -181,7 +181,7 @@ def ring_overrun(lab: Laboratory) -> Outcome:
         lab.machine,
         nic,
         range(buffers, buffers + size),
-        DmaMapper(dma, device),
+        DmaApiMapper(dma, device),
         entries=ENTRIES,
         buffer_size=FRAME,
         rings=[Mapping(rings.physical + at, rings.iova + at, PAGE) for at in (0, PAGE)],

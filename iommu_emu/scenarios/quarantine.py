@@ -132,7 +132,7 @@ def _end(
     leaked: int = 0,
     corrupted: int = 0,
     forever: bool = False,
-    hung: bool = False,
+    hung: bool | None = None,
 ) -> Outcome:
     """Tell what came of it, and who noticed.
 
@@ -143,7 +143,7 @@ def _end(
         leaked: bytes of others that it brought.
         corrupted: bytes of others that it changed.
         forever: whether nothing ends that.
-        hung: whether the host stopped.
+        hung: whether the host stopped; None: the device is none that could stop it.
     """
     if leaked or corrupted:
         done = [
@@ -154,13 +154,16 @@ def _end(
         raise AssertionError("an access got through to where none is expected")
     elif sank:
         lab.say("It gets through to the device's scratch page, which holds nothing of anybody's.")
-    if lab.faults() and not hung:
+    if lab.faults() and hung is None:
         lab.say("It meets a fault, and Xen's log tells of it.")
+    elif lab.faults() and not hung:
+        lab.say("It faults at a page that is there and must not be written: the host survives.")
+        lab.say("Xen's log tells of it.")
     elif not hung:
         lab.say("Nothing faults: no administrator hears of it.")
     if hung:
         lab.say("The fault hangs the host: nobody reads a log any more.")
-    return lab.outcome(leaked=leaked, corrupted=corrupted, forever=forever, hung=hung)
+    return lab.outcome(leaked=leaked, corrupted=corrupted, forever=forever, hung=bool(hung))
 
 
 # ---- in flight at deassignment -----------------------------------------------------------------
@@ -184,7 +187,7 @@ def _fly(lab: Laboratory, device: MaliciousDevice, access: Access) -> Outcome:
         sank=_sank(lab, bench, completion.data),
         leaked=_leaked(lab, bench, completion.data),
         corrupted=_corrupted(lab, bench),
-        hung=isinstance(device, HangsHost) and device.host_hung,
+        hung=device.host_hung if isinstance(device, HangsHost) else None,
     )
 
 

@@ -93,9 +93,10 @@ class TimingModel:
     description: str = ""
     clock: float = 1.0
     numbers: Mapping[str, Number] = field(default_factory=dict)
+    _prices: dict[Work, float] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_prices", {work: self.ns(work.value) for work in Work})
+        self._prices.update({work: self.ns(work.value) for work in Work})
 
     def __repr__(self) -> str:
         return f"<TimingModel {self.name}>"
@@ -113,8 +114,7 @@ class TimingModel:
 
     def price(self, work: Work) -> float:
         """Return what a piece of work takes, ns."""
-        price: float = self._prices[work]  # type: ignore[attr-defined]
-        return price
+        return self._prices[work]
 
     def unit_timing(self) -> Timing:
         """Return the latencies of a unit's invalidation machine.

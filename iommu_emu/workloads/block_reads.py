@@ -12,7 +12,7 @@ from iommu_emu.direction import Direction
 from iommu_emu.memory import PAGE
 from iommu_emu.virtual_cpus import Task, VirtualCpus
 from iommu_emu.workloads.measure import WARM_UP, Measured, WorkloadError, run_measured, timed
-from iommu_emu.workloads.packets import DmaMapper
+from iommu_emu.workloads.packets import DmaApiMapper
 
 if TYPE_CHECKING:
     from iommu_emu.linux.kernel import Linux
@@ -62,7 +62,7 @@ def block_reads(
         nvme.medium.write(page * PAGE, bytes([page + 1]) * PAGE)
 
     def warmer(cpu: int, buffer: int) -> Task:
-        mapper = DmaMapper(dma, device, cpu)
+        mapper = DmaApiMapper(dma, device, cpu)
         for _ in range(warm_up):
             iova = mapper.map(buffer, PAGE, Direction.FROM_DEVICE)
             yield None
@@ -70,7 +70,7 @@ def block_reads(
             yield None
 
     def reader(cpu: int, pair: QueuePair, buffer: int, measured: Measured) -> Task:
-        mapper = DmaMapper(dma, device, cpu)
+        mapper = DmaApiMapper(dma, device, cpu)
 
         def take_back() -> None:
             mapper.unmap(iova, PAGE, Direction.FROM_DEVICE)

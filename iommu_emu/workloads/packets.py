@@ -27,10 +27,10 @@ MAX_POLLS = 100_000
 PAUSE = 1_000_000.0  # ns until a map is tried again for which there was no room
 MAX_PAUSES = 100
 
-__all__ = ["DmaMapper", "packets"]
+__all__ = ["DmaApiMapper", "packets"]
 
 
-class DmaMapper:
+class DmaApiMapper:
     """The mapper of a driver that uses the DMA API on one CPU.
 
     Args:
@@ -82,7 +82,7 @@ class _Queue:
             linux.machine,
             nic,
             range(pool, pool + pool_size),
-            DmaMapper(dma, device, cpu),
+            DmaApiMapper(dma, device, cpu),
             entries=ENTRIES,
             buffer_size=buffer_size,
             rings=[

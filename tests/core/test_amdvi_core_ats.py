@@ -31,7 +31,11 @@ from amdvi_core_bench import (
     W,
     completion_wait,
     dte,
+    invalidate_all,
     invalidate_device_tlb,
+    invalidate_devtab,
+    invalidate_domain,
+    invalidate_pages,
     pte,
 )
 
@@ -136,6 +140,16 @@ def test_translation_tells_the_size_of_the_page(shift: int) -> None:
     completion = bench.port().translation_request(0x4000_0000)
     found = Translation.decode(completion.data)
     assert (found.address, found.size) == (0x8000_0000, 1 << shift)
+
+
+@pytest.mark.parametrize("lookup", IotlbLookup)
+def test_translation_is_taken_from_the_iotlb(lookup: IotlbLookup) -> None:
+    bench = prepared(lookup=lookup)
+    table = bench.attach(low=ATS)
+    table.map(PAGE, MEMORY)
+    bench.translate(PAGE)
+    table.map(PAGE, MEMORY + 0x1000)
+    assert asks(bench).address == MEMORY
 
 
 def test_translation_without_page_tables_is_the_identity() -> None:
@@ -364,6 +378,24 @@ def test_command_drops_its_range(address: int, s: int, left: set[int]) -> None:
     assert len(bench.unit.entries(CacheId.IOTLB)) == 3
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        invalidate_pages(address=PAGE),
+        invalidate_domain(),
+        invalidate_devtab(),
+        invalidate_all(),
+    ],
+)
+def test_other_commands_leave_device_tlbs_alone(command: tuple[int, int]) -> None:
+    bench = prepared()
+    port, tlb = device(bench)
+    port.read(PAGE, 1)
+    invalidate(bench, command)
+    assert complete(bench)
+    assert [entry.address for entry in tlb.entries()] == [PAGE]
+
+
 def test_wait_holds_until_the_function_answers() -> None:
     bench = prepared()
     device(bench, delay=500)
@@ -439,3 +471,15 @@ def test_absent_function_times_out() -> None:
     bench.machine.advance_to(MILLISECOND)
     event = bench.event()
     assert (event.code, event.device, complete(bench)) == (INVALIDATION_TIMEOUT, OTHER, True)
+
+
+def test_reset_forgets_what_is_outstanding() -> None:
+    bench = prepared()
+    bench.write("Control", RUNNING | 1 << 5)
+    device(bench, Answer.NEVER)
+    invalidate(bench)
+    bench.unit.reset()
+    bench.start()
+    assert bench.unit.invalidation_state is InvalidationState.IDLE
+    bench.machine.advance_to(MILLISECOND)
+    assert (complete(bench), bench.events()) == (False, [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ats_bench import MEMORY, PAGE, TIMEOUT, ats_bench, ats_port, invalidate
+from ats_bench import MEMORY, PAGE, TIMEOUT, ats_bench, ats_port, invalidate, translation
 from core_bench import (
     DEVICE,
     OTHER,
@@ -150,6 +150,16 @@ def test_transfer_atomic_needs_both() -> None:
     assert bench.peek(MEMORY) == 42
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_transfer_atomic_to_a_page_to_be_read_is_not_sent(known: bool) -> None:
+    bench = ats_bench()
+    bench.attach(tt=1).map(PAGE, MEMORY, R)
+    port, _ = ats_port(bench)
+    if known:
+        port.read(PAGE, 1)
+    assert port.atomic(AtomicKind.FETCH_ADD, PAGE, 2).status is Status.NOT_TRANSLATED
+
+
 def test_transfer_past_the_device_tlb_is_untranslated() -> None:
     bench = ats_bench()
     port, tlb = ats_port(bench)
@@ -162,6 +172,13 @@ def test_transfer_of_its_own_address_type_goes_straight() -> None:
     port, tlb = ats_port(bench)
     assert port.transfer(READ, MEMORY, 1, at=TRANSLATED).ok
     assert tlb.counters()["device_tlb_lookup"] == 0
+
+
+def test_transfer_with_pasid_does_not_use_what_came_without() -> None:
+    bench = ats_bench(pasid=True)
+    port, _ = ats_port(bench)
+    port.read(PAGE, 1)
+    assert port.transfer(READ, PAGE, 1, pasid=5).fault == 0x31  # RTA.2, of its translation request
 
 
 def test_transfer_with_ats_disabled_is_untranslated() -> None:
@@ -222,6 +239,23 @@ def test_translation_request_of_the_port_fills() -> None:
     flags = RequestFlag.PAST_DEVICE_TLB
     assert port.transfer(READ, PAGE, 8, at=AddressType.TRANSLATION_REQUEST, flags=flags).ok
     assert tlb.entries() == []
+
+
+@pytest.mark.parametrize("address", [PAGE + 8, PAGE + 0xFFD, PAGE + 0xFFF])
+def test_translation_request_asks_for_the_page_of_its_address(address: int) -> None:
+    bench = ats_bench()
+    port, tlb = ats_port(bench)
+    assert translation(port, address) == translation(port, PAGE)
+    assert [entry.address for entry in tlb.entries()] == [PAGE]
+
+
+@pytest.mark.parametrize("length", [0, 4, 7, 12, 16, 0x10000])
+def test_translation_request_of_another_length_is_malformed(length: int) -> None:
+    bench = ats_bench()
+    port, _ = ats_port(bench)
+    with pytest.raises(ValueError, match="transfer of range"):
+        port.transfer(READ, PAGE, length, at=AddressType.TRANSLATION_REQUEST)
+    assert counts(bench) == (0, 0)
 
 
 def test_disabling_empties() -> None:

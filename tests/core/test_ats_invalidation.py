@@ -17,14 +17,20 @@ from ats_bench import (
 )
 from core_bench import (
     DEVICE,
+    DOMAIN,
+    GLOBAL,
     ICE,
     IQE,
     ITE,
     OTHER,
+    SELECTIVE,
+    SMALL,
     TE,
     Bench,
     bits,
+    context_descriptor,
     device_descriptor,
+    iotlb_descriptor,
     wait_descriptor,
 )
 
@@ -95,6 +101,33 @@ def test_descriptor_leaves_the_units_caches_and_other_functions_alone() -> None:
     invalidate(bench, EVERYTHING, 1)
     assert (len(tlb.entries()), len(other_tlb.entries())) == (0, 1)
     assert len(bench.unit.entries(CacheId.IOTLB)) == 2
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [
+        iotlb_descriptor(GLOBAL),
+        iotlb_descriptor(DOMAIN, 1),
+        iotlb_descriptor(SELECTIVE, 1, PAGE),
+        context_descriptor(GLOBAL),
+        context_descriptor(SELECTIVE, 1, DEVICE),
+    ],
+)
+def test_other_descriptors_leave_device_tlbs_alone(descriptor: tuple[int, int]) -> None:
+    bench = ats_bench()
+    port, tlb = ats_port(bench)
+    port.read(PAGE, 1)
+    bench.submit(descriptor, wait_descriptor())
+    assert [entry.address for entry in tlb.entries()] == [PAGE]
+
+
+def test_descriptor_asks_no_function_that_the_unit_does_not_serve() -> None:
+    bench = ats_bench()
+    tlb = bench.port(segment=1).add_device_tlb(SMALL.parameters())
+    invalidate(bench)
+    assert tlb.counters()["invalidation_requests"] == 0
+    bench.machine.advance_to(TIMEOUT)
+    assert bench.read("FSTS") & ITE
 
 
 # ---- answers and waits (6.4, 7.5) ---------------------------------
@@ -247,6 +280,15 @@ def test_wrong_tag_is_an_error_and_the_queue_goes_on() -> None:
     assert not complete(bench)
     bench.submit(device_descriptor(OTHER))
     assert bench.read("FSTS") == ICE
+
+
+@pytest.mark.parametrize(("answer", "left"), [(Answer.WRONG_TAG, 0), (Answer.NEVER, 1)])
+def test_wrong_tag_has_dropped_and_silence_has_not(answer: Answer, left: int) -> None:
+    bench = ats_bench()
+    port, tlb = ats_port(bench, answer)
+    port.read(PAGE, 1)
+    invalidate(bench, PAGE)
+    assert len(tlb.entries()) == left
 
 
 def test_answer_of_another_function_is_an_error() -> None:

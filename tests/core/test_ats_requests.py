@@ -10,6 +10,7 @@ from iommu_emu.core import (
     AddressType,
     Attribute,
     CacheId,
+    IotlbLookup,
     Outcome,
     RequestFlag,
     Result,
@@ -102,6 +103,16 @@ def test_translation_fills_the_iotlb() -> None:
     asks(bench)
     (entry,) = bench.unit.entries(CacheId.IOTLB)
     assert (entry.address, entry.output, entry.requester) == (PAGE, MEMORY, DEVICE)
+
+
+@pytest.mark.parametrize("lookup", IotlbLookup)
+def test_translation_is_taken_from_the_iotlb(lookup: IotlbLookup) -> None:
+    bench = ats_bench(lookup=lookup)
+    table = bench.attach(tt=1)
+    table.map(PAGE, MEMORY)
+    bench.translate(PAGE)
+    table.map(PAGE, MEMORY + 0x1000)
+    assert asks(bench).address == MEMORY
 
 
 # ---- faults (8.2) ---------------------------------

@@ -191,7 +191,7 @@ def test_dma_through_no_unit_is_untranslated(unit: Bench) -> None:
     assert port.write(0x5000, b"direct").ok
     assert unit.machine.read(0x5000, 6) == b"direct"
     for at in (AddressType.TRANSLATED, AddressType.TRANSLATION_REQUEST):
-        refused = port.transfer(Access.READ, 0x5000, 4, at=at)
+        refused = port.transfer(Access.READ, 0x5000, 8, at=at)
         assert refused.status is Status.UNSUPPORTED_REQUEST
 
 

@@ -21,6 +21,7 @@ from journal_bench import rows, started
 
 from iommu_emu.core import (
     AddressType,
+    Answer,
     ConfigValue,
     CoreMachine,
     Journal,
@@ -31,6 +32,7 @@ from iommu_emu.core import (
     StateError,
     Verdict,
 )
+from iommu_emu.geometry import CacheGeometry
 from iommu_emu.timing import IMMEDIATE, Timing
 
 BAR = 0xE000_0000
@@ -110,6 +112,15 @@ def test_journal_numbers_the_ports_that_are_left(bench: Bench) -> None:
         (RecordKind.LATENCY, 0, 0, 1, 5, 6),
         (RecordKind.RULE, Verdict.PEER, 0b1111, 1, 7, 8, 9, 10),
     ]
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_journal_tells_a_device_tlb_and_whether_it_is_on(bench: Bench, on: bool) -> None:
+    tlb = bench.port().add_device_tlb(CacheGeometry(4, 2).parameters(), Answer.NEVER, 9, 3)
+    tlb.enable(on)
+    told = rows(Journal(bench.machine), RecordKind.ATS, RecordKind.ATS_ENABLE)
+    made = (RecordKind.ATS, Answer.NEVER, 0, 0, 9, 3, 4 | 2 << 32)
+    assert told == [made, (RecordKind.ATS_ENABLE, 1, 0, 0)][: 1 + on]
 
 
 def test_journal_tells_the_time_it_starts_at(bench: Bench) -> None:

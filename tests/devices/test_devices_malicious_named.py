@@ -132,6 +132,7 @@ def test_ring_overrunner_receives_and_goes_on_behind_the_buffer(machine, overrun
     overrunner.receive(b"frame")
     expected = b"frame".ljust(SIZE, b"\0") + JUNK * 16 + b"\0"
     assert machine.memory.read(BUFFER, SIZE + 17) == expected
+    assert [(at, done.ok) for at, done in overrunner.overruns] == [(BUFFER + SIZE, True)]
     assert overrunner.statistics.rx_frames == 1
 
 

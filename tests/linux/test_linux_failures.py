@@ -21,11 +21,12 @@ from iommu_emu.linux.permanent import PermanentMappings
 from iommu_emu.linux.shadow_copy import ShadowCopy
 from iommu_emu.machine import ReservedRegion
 from iommu_emu.refused import RefusedError
+from iommu_emu.vtd.capabilities import Capabilities
 
 POOL = 256 << 10
 SMALL = range(RAM.start, RAM.start + POOL + (256 << 12))  # 256 pages beside the pool
-STEPS = 120
-LOOKS = 24  # pages that are tried after a step
+STEPS = 80
+LOOKS = 16  # pages that are tried after a step
 
 STRICT, LAZY = "iommu.strict=1", "iommu.strict=0"
 # Parameters, and what differs from a plain kernel with trusted devices.
@@ -45,6 +46,17 @@ KERNELS = {
     "permanent": (STRICT, {"dma_api": PermanentMappings}),
 }
 KEEPS_MORE_MAPPED = (ShadowCopy, PermanentMappings)
+
+
+# Device-TLBs are caches as well; devices that are not trusted get none.
+DEVICE_TLBS = {
+    "vtd": {"capabilities": Capabilities(device_tlbs=True)},
+    "amdvi": {"device_tlbs": True},
+}
+
+
+class Accelerator(MaliciousDevice):
+    ats = True
 
 
 def pages_of(address, size):
@@ -68,15 +80,16 @@ class Live:
 
 
 class Run:
-    """A kernel with two devices in one group, and what is mapped for them."""
+    """A kernel with two devices in one group, one of them with ATS, and what is mapped for them."""
 
     def __init__(self, iommu, name, seed):
         parameters, options = KERNELS[name]
         self.random = random.Random(f"{iommu} {name} {seed}")
-        self.bed = Bed(iommu, parameters, ram=SMALL, pool_size=POOL, **options)
+        options = {"ram": SMALL, "pool_size": POOL, "config": DEVICE_TLBS[iommu], **options}
+        self.bed = Bed(iommu, parameters, **options)
         self.linux, self.dma = self.bed.linux, self.bed.dma
-        self.twin = self.bed.machine.attach(MaliciousDevice("twin"), "01:00.1")
-        self.linux.add(self.twin)
+        self.twin = self.bed.machine.attach(Accelerator("twin"), "01:00.1")
+        assert self.linux.add(self.twin).ats is not self.devices[0].untrusted
         self.live = []
         self.seen = set()  # pages that ever were mapped
         self.driver = self.devices[0].driver
@@ -284,16 +297,22 @@ class Run:
     # ---- what happens else -------------------------------------------------------------------
 
     def replug(self):
-        """Let a device go, with all that it has mapped, and come back."""
+        """Let a device go, by surprise or not, with all that it has mapped, and come back."""
         device = self.random.choice(self.devices)
         function = device.function
         for live in [live for live in self.live if live.device is device]:
             self.live.remove(live)
             for physical, _ in live.buffers if live.coherent is None else ():
                 self.dma.free_buffer(device, physical)
-        self.linux.remove(function)
+        calls = [self.linux.remove, self.bed.machine.remove]
+        where = f"01:00.{function.devfn}"
+        for call in self.random.sample(calls, 2):
+            call(function)
+        # AMD-Vi's driver does not wait until its unit gives up a device-TLB that is gone.
+        self.bed.machine.clock.advance(60 * SECOND)
         with pytest.raises((ValueError, StateError)):
             self.dma.map_single(device, SMALL.start, PAGE, TO)
+        self.bed.machine.attach(function, where)
         self.linux.add(function)
 
     def switch(self):

@@ -157,3 +157,14 @@ def test_acs_rules_say_why(bed: Bed):
     switch_on(bed.root, Acs.TRANSLATION_BLOCKING)
     rule = bed.devices[0].dma.rules[-1]
     assert rule.reason == "translation blocking of root port at 00:01.0"
+
+
+@pytest.mark.parametrize("numbers", [(0, 0), (1, 0xFF), (0xFF, 0), (0, 0xFF)])
+def test_acs_source_validation_stands_bus_numbers_that_make_no_sense(
+    bed: Bed, numbers: tuple[int, int]
+):
+    switch_on(bed.root, Acs.SOURCE_VALIDATION)
+    bed.root.set_bus_numbers(*numbers)
+    below = range(numbers[0] << 8, (numbers[1] << 8 | 0xFF) + 1)
+    for requester in (0, 0x0010, 0x0200, 0xFE00, 0xFFFF):
+        assert spoofed(bed, requester) == (REFUSED, requester in below)

@@ -69,6 +69,28 @@ def test_head_and_tail_copy_less_than_the_whole():
     }
 
 
+def test_what_overruns_a_buffer_lands_where_its_policy_says():
+    end = {
+        policy: row.story[-1]
+        for policy, row in rows(
+            "ring-overrun", "linux-strict", "linux-untrusted", "permanent"
+        ).items()
+    }
+    assert end == {
+        "linux-strict": "Behind the last buffer, in the same page, they overwrite a key.",
+        "linux-untrusted": "They stay in the page of the buffer's copy: only the frame is copied "
+        "out of it.",
+        "permanent": "The memory around the buffers is the device's alone: they reach nothing "
+        "else.",
+    }
+
+
+def test_overrun_is_not_copied_out():
+    """Eleven buffers are mapped and eight frames taken, all of 256 bytes."""
+    copied = rows("ring-overrun", "linux-untrusted")["linux-untrusted"].copied
+    assert copied == (11 + 8) * 256
+
+
 def test_slots_would_leak_if_padding_were_not_cleared(monkeypatch):
     map_slots = Swiotlb.map
 

@@ -48,6 +48,11 @@ SCENARIO = Scenario(
 """
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # pytest-xdist's workers say 80
+
+
 @pytest.fixture
 def tiny(tmp_path):
     path = tmp_path / "tiny.py"

@@ -92,6 +92,12 @@ def test_quarantine_fragile_host_survives_what_answers_its_reads(rows):
     assert hung == ["xen-basic"]
 
 
+def test_quarantine_tells_why_a_fragile_host_survives_a_fault(rows):
+    row = rows["xen-full", "fragile-in-flight-write"]
+    assert row.faults
+    assert "a page that is there and must not be written: the host survives" in " ".join(row.story)
+
+
 def test_quarantine_fragile_device_left_off_the_list_reaches_the_host(rows):
     """What the reviewer's counter-proposal costs."""
     row = rows["xen-listed", "fragile-in-flight-write"]

@@ -27,12 +27,16 @@ PARAMETERS = (
 )
 
 
+class Accelerator(MaliciousDevice):
+    ats = True
+
+
 class Run:
     """A Xen with up to four devices, and who has them."""
 
     def __init__(self, vendor, parameters, seed):
         self.random = random.Random(f"{vendor} {parameters} {seed}")
-        self.bed = Bed(vendor)
+        self.bed = Bed(vendor, preset="default-ats")
         # The device's own page; a page in a guest's way; one that no page table reaches.
         for base in (FIRMWARE, GUEST_RAM[2], 1 << 50):
             self.bed.reserve(base)
@@ -106,7 +110,8 @@ class Run:
         if len(self.functions) == 4:
             return
         where = f"00:0{self.random.choice((2, 3))}.{self.random.randrange(4)}"
-        function = self.bed.machine.attach(MaliciousDevice("late"), where)
+        kind = self.random.choice((MaliciousDevice, Accelerator))
+        function = self.bed.machine.attach(kind("late"), where)
         try:
             self.xen.add(function)
         except Exception:
@@ -116,12 +121,17 @@ class Run:
         self.owner[function] = self.xen.hardware_domain
 
     def unplug(self):
-        """Take a device out, before Xen hears of it or after that."""
+        """Take a device out, before Xen hears of it or after that.
+
+        One with a device-TLB goes after that: it would hang the host, for it never answers.
+        """
         if len(self.functions) == 1:
             return
         function = self.functions.pop(self.random.randrange(len(self.functions)))
         calls = [self.xen.remove, self.bed.machine.remove]
-        for call in self.random.sample(calls, 2):
+        if function.ats_capability is None:
+            self.random.shuffle(calls)
+        for call in calls:
             call(function)
         del self.owner[function]
 
