@@ -1,8 +1,8 @@
-"""What small software drivers share: registers in BAR 0, and switching MSI-X on."""
+"""What small software drivers share: buffers, registers in BAR 0, and switching MSI-X on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from iommu_emu.devices.base import Device
 from iommu_emu.pci.msi import MSIX_ENABLE
@@ -12,9 +12,23 @@ if TYPE_CHECKING:
 
 _ENTRY = 16  # bytes of an MSI-X table entry
 
-__all__ = ["DeviceDriver"]
+__all__ = ["Buffer", "DeviceDriver"]
 
 D = TypeVar("D", bound=Device)
+
+
+class Buffer(NamedTuple):
+    """Memory that a device reaches.
+
+    Attributes:
+        physical: where the CPU sees it.
+        iova: where the device sees it.
+        size: bytes.
+    """
+
+    physical: int
+    iova: int
+    size: int
 
 
 class DeviceDriver(Generic[D]):

@@ -1,4 +1,4 @@
-"""What the small software drivers of both vendors share: domains, and what they owe the caches.
+"""What the small software drivers of both vendors share: queues, and what they owe the caches.
 
 A driver programs its unit as an operating system does, through registers and memory alone, and
 invalidates strictly: an unmap returns when nothing stale is left. `invalidate=False` stages the
@@ -10,10 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 from iommu_emu.bitfields import Structure
 from iommu_emu.core import Access
+from iommu_emu.domain import Domain
 from iommu_emu.page_table import PAGE_SIZE, EntryFormat, FrameAllocator, PageTable
 from iommu_emu.pci.ats import MOST_PENDING
 from iommu_emu.unit import Unit
@@ -26,21 +27,18 @@ __all__ = [
     "COMMAND_SIZE",
     "MESSAGE_ADDRESS",
     "DeviceTlbTimeoutError",
-    "Domain",
     "Driver",
     "Fault",
     "check_granularity",
     "check_vector",
+    "count_invalidations",
     "invalidation_address",
-    "parse_permissions",
 ]
 
 MESSAGE_ADDRESS = 0xFEE0_0000  # of the CPU with APIC ID 0
 COMMAND_SIZE = 16  # bytes of a descriptor (VT-d) or command (AMD-Vi)
 ALL_PAGES = 0x7FFF_FFFF_FFFF_F000  # with S=1: no size, everything (VT-d 7.2, AMD-Vi 9.2)
 LARGEST_SIZED = 51  # log2 of bytes: beyond it, everything is invalidated (os 4.9)
-
-PERMISSIONS = {"r": Access.READ, "w": Access.WRITE, "rw": Access.READ | Access.WRITE}
 
 UnitT = TypeVar("UnitT", bound=Unit)
 
@@ -73,16 +71,9 @@ class Fault(Protocol):
         """What the code means."""
 
 
-def parse_permissions(text: str) -> Access:
-    """Return the permissions that "r", "w" or "rw" stands for.
-
-    Raises:
-        ValueError: if it is another string.
-    """
-    try:
-        return PERMISSIONS[text]
-    except KeyError:
-        raise ValueError(f'permissions must be "r", "w" or "rw", not {text!r}') from None
+def count_invalidations(submitted: Mapping[str, int]) -> int:
+    """Return how many of `Driver.submitted` are invalidations: all but waits and the like."""
+    return sum(count for name, count in submitted.items() if "Invalidat" in name)
 
 
 def check_vector(vector: int) -> None:
@@ -127,102 +118,6 @@ class DeviceTlbTimeoutError(RuntimeError):
             f"requester {requester:#06x} did not answer an invalidation of its device-TLB in time"
         )
         self.requester = requester
-
-
-class Domain:
-    """An address space that devices are attached to; made by `Driver.create_domain`.
-
-    Attributes:
-        id: domain ID.
-        table: its page table.
-    """
-
-    def __init__(self, driver: Driver[Any], domain_id: int, table: PageTable) -> None:
-        self._driver = driver
-        self._unflushed: list[int] = []  # frames of tables that caches may still point to
-        self.id = domain_id
-        self.table = table
-
-    def __repr__(self) -> str:
-        return f"<Domain {self.id}, {self.table.levels} levels at {self.table.root:#x}>"
-
-    def map(
-        self,
-        iova: int,
-        physical: int,
-        size: int,
-        permissions: str = "rw",
-        page_size: int | Sequence[int] | None = None,
-        *,
-        invalidate: bool = True,
-    ) -> None:
-        """Map a range of input addresses.
-
-        Args:
-            iova: first input address.
-            physical: physical address that it goes to.
-            size: bytes.
-            permissions: "r", "w" or "rw".
-            page_size: the size of page to use, or several to pick from, in bytes; None: the
-                largest that fit, of what the unit supports.
-            invalidate: invalidate what a unit with caching mode (NpCache) may hold.
-
-        Raises:
-            ValueError: if a number is not aligned or out of range, or part of it is mapped;
-                nothing is mapped then.
-            MemoryError: if the driver has no frames left; nothing is mapped then.
-        """
-        sizes = [page_size] if isinstance(page_size, int) else page_size
-        self.table.map(iova, physical, size, parse_permissions(permissions), sizes)
-        if invalidate:
-            self._driver.mapped(self, iova, size)
-
-    def unmap(self, iova: int, size: int, *, invalidate: bool = True) -> None:
-        """Unmap a range of input addresses.
-
-        Args:
-            iova: first input address.
-            size: bytes.
-            invalidate: False leaves what the caches hold; `flush` makes up for it.
-
-        Raises:
-            ValueError: if part of it is not mapped, or a page would be split; nothing is
-                unmapped then.
-        """
-        freed = self.table.unmap(iova, size)
-        self._unflushed += freed
-        if invalidate:
-            # Tables went away: paging-structure caches may point to them (VT-d IH=0, AMD PDE=1).
-            self._driver.invalidate_range(self, iova, size, keep_tables=not self._unflushed)
-            self._release()
-
-    def flush(self) -> None:
-        """Invalidate everything that is cached of this domain."""
-        self._driver.invalidate_domain(self)
-        self._release()
-
-    def begin_flush(
-        self, complete: Callable[[], None], failed: Callable[[Exception], None] | None = None
-    ) -> None:
-        """Begin what `flush` does, and return; for timers, which cannot wait.
-
-        Args:
-            complete: called once it is complete; at once if the unit is that fast.
-            failed: called instead with the error that `flush` would have raised; None: the error
-                is raised where virtual time passes.
-        """
-        frames, self._unflushed = self._unflushed, []
-
-        def done() -> None:
-            self._driver.frames.release(frames)
-            complete()
-
-        self._driver.start_domain_invalidation(self)
-        self._driver.when_complete(done, failed)
-
-    def _release(self) -> None:
-        self._driver.frames.release(self._unflushed)
-        self._unflushed.clear()
 
 
 class Driver(ABC, Generic[UnitT]):
@@ -287,7 +182,78 @@ class Driver(ABC, Generic[UnitT]):
     def domain_ids(self) -> range:
         """Return the domain IDs that domains may have."""
 
+    @property
     @abstractmethod
+    def has_device_tlbs(self) -> bool:
+        """Whether the unit knows ATS."""
+
+    @abstractmethod
+    def _translating(self, domain: Domain, ats: bool) -> bytes:
+        """Return the entry of a device that translates through a domain."""
+
+    @abstractmethod
+    def _blocked(self) -> bytes:
+        """Return the entry of a blocked device."""
+
+    @abstractmethod
+    def _set_entry(
+        self,
+        requester: int,
+        entry: bytes,
+        domain_id: int | None,
+        queue_depth: int,
+        invalidate: bool,
+        wait: bool,
+    ) -> None:
+        """Write a device's entry, and invalidate what the specification asks for.
+
+        Args:
+            requester: of the device.
+            entry: context entry or device table entry.
+            domain_id: what it is attached to then; None: nothing.
+            queue_depth: of its device-TLB; 0: it may not use ATS.
+            invalidate: see `attach`.
+            wait: see `attach`.
+        """
+
+    @abstractmethod
+    def pass_through(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
+        """Let a device reach physical memory untranslated, without ATS; see `attach`.
+
+        Raises:
+            ValueError: if the unit does not support that.
+        """
+
+    @abstractmethod
+    def mapped(self, domain: Domain, iova: int, size: int) -> None:
+        """Do what is owed after something was mapped."""
+
+    @abstractmethod
+    def _start_range(self, domain: Domain, iova: int, size: int, keep_tables: bool) -> None:
+        """Submit the invalidation of what the unit holds of a range, at least."""
+
+    @abstractmethod
+    def _start_domain(self, domain: Domain) -> None:
+        """Submit the invalidation of what the unit holds of a domain."""
+
+    @abstractmethod
+    def _start_device_tlb(self, requester: int, sized: int, address: int) -> None:
+        """Submit the invalidation of a device-TLB; see `invalidation_address` for the last two."""
+
+    @abstractmethod
+    def submit_wait(self) -> Callable[[], bool]:
+        """Let the unit say when everything submitted so far is complete.
+
+        Returns:
+            Whether it has said so; raises a RuntimeError if the unit reports an error instead.
+        """
+
+    @abstractmethod
+    def faults(self) -> Sequence[Fault]:
+        """Take what the unit recorded, oldest first, and clear it."""
+
+    # ---- shared ------------------------------------------------------------------------------
+
     def attach(
         self,
         domain: Domain,
@@ -317,8 +283,12 @@ class Driver(ABC, Generic[UnitT]):
             DeviceTlbTimeoutError: if the device had a device-TLB, and does not answer; it is
                 attached all the same.
         """
+        self._check_domain(domain)
+        if ats:
+            self._check_ats(queue_depth)
+        entry = self._translating(domain, ats)
+        self._set_entry(requester, entry, domain.id, queue_depth if ats else 0, invalidate, wait)
 
-    @abstractmethod
     def detach(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
         """Block a device; see `attach` for the arguments.
 
@@ -327,50 +297,9 @@ class Driver(ABC, Generic[UnitT]):
             DeviceTlbTimeoutError: if it has a device-TLB, and does not answer; it is detached
                 all the same.
         """
-
-    @abstractmethod
-    def pass_through(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
-        """Let a device reach physical memory untranslated, without ATS; see `attach`.
-
-        Raises:
-            ValueError: if the unit does not support that.
-        """
-
-    @abstractmethod
-    def mapped(self, domain: Domain, iova: int, size: int) -> None:
-        """Do what is owed after something was mapped."""
-
-    @abstractmethod
-    def _start_range(self, domain: Domain, iova: int, size: int, keep_tables: bool) -> None:
-        """Submit the invalidation of what the unit holds of a range, at least."""
-
-    @abstractmethod
-    def _start_domain(self, domain: Domain) -> None:
-        """Submit the invalidation of what the unit holds of a domain."""
-
-    @abstractmethod
-    def invalidate_device_tlb(self, requester: int, iova: int = 0, size: int | None = None) -> None:
-        """Start an invalidation of a device's device-TLB; `wait` for it (VT-d 7.2, AMD-Vi 9.2).
-
-        Args:
-            requester: of the device.
-            iova: first input address.
-            size: bytes; the smallest power of two around them is invalidated; None: everything.
-        """
-
-    @abstractmethod
-    def submit_wait(self) -> Callable[[], bool]:
-        """Let the unit say when everything submitted so far is complete.
-
-        Returns:
-            Whether it has said so; raises a RuntimeError if the unit reports an error instead.
-        """
-
-    @abstractmethod
-    def faults(self) -> Sequence[Fault]:
-        """Take what the unit recorded, oldest first, and clear it."""
-
-    # ---- shared ------------------------------------------------------------------------------
+        if requester not in self.attached:
+            raise ValueError(f"requester {requester:#06x} is not attached")
+        self._set_entry(requester, self._blocked(), None, 0, invalidate, wait)
 
     def start_range_invalidation(
         self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
@@ -399,6 +328,19 @@ class Driver(ABC, Generic[UnitT]):
         Those are invalidated last: they could fetch what the unit still holds (VT-d 9.4).
         """
         return [user for user in self.device_tlbs if self.attached.get(user) == domain.id]
+
+    def invalidate_device_tlb(self, requester: int, iova: int = 0, size: int | None = None) -> None:
+        """Start an invalidation of a device's device-TLB; `wait` for it (VT-d 7.2, AMD-Vi 9.2).
+
+        Args:
+            requester: of the device.
+            iova: first input address.
+            size: bytes; the smallest power of two around them is invalidated; None: everything.
+        """
+        self._check_requester(requester)
+        sized, address = (1, ALL_PAGES) if size is None else invalidation_address(iova, size)
+        if self.invalidation == "queue":
+            self._start_device_tlb(requester, sized, address)
 
     def invalidate_range(
         self, domain: Domain, iova: int, size: int, *, keep_tables: bool = False
@@ -531,8 +473,8 @@ class Driver(ABC, Generic[UnitT]):
             else:
                 there[requester] = value
 
-    def _check_ats(self, supported: bool, queue_depth: int) -> None:
-        if not supported:
+    def _check_ats(self, queue_depth: int) -> None:
+        if not self.has_device_tlbs:
             raise ValueError("ats must be False: the unit does not support device-TLBs")
         if self.invalidation == "register":
             raise ValueError("ats needs invalidation by queue: registers reach no device-TLB")

@@ -296,6 +296,7 @@ class Machine:
                 self._next_owner += 1
         except Exception:
             function.bus = None
+            self.topology_changed()  # bridges above may have new bus numbers
             raise
         bus.functions[devfn] = function
         self.windows.follow(function)
@@ -366,10 +367,10 @@ class Machine:
     def _number(self, bridge: Bridge) -> None:
         """Give a bridge bus numbers unless it has them, and let the bridges above cover them."""
         number = bridge.secondary_number or self.fabric.free_bus_number(bridge)
-        bridge.set_bus_numbers(number, max(number, bridge.subordinate_number))
+        bridge.set_bus_numbers(number, max(number, bridge.subordinate_number), follow=False)
         for above in self.fabric.bridges_above(bridge):
             last = max(above.subordinate_number, bridge.subordinate_number)
-            above.set_bus_numbers(above.secondary_number, last)
+            above.set_bus_numbers(above.secondary_number, last, follow=False)
 
     # What the CPU does.
 

@@ -14,7 +14,13 @@ from typing import Generic, TypeGuard, TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["Plugins"]
+__all__ = ["Plugins", "did_you_mean"]
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return how a message about an unknown name ends: with the nearest one, or ""."""
+    near = get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class Plugins(Generic[T]):
@@ -78,11 +84,9 @@ class Plugins(Generic[T]):
         if name.endswith(".py"):
             return self._of(_run(Path(name)), name)
         if name not in self.names:
-            near = get_close_matches(name, self.names, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(
                 f"{self.noun} must be one of {', '.join(self.names)}, "
-                f"or a Python file, not {name!r}{hint}"
+                f"or a Python file, not {name!r}{did_you_mean(name, self.names)}"
             )
         return self._of(import_module(f"{self._package}.{name.replace('-', '_')}"), name)
 

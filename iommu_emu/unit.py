@@ -319,10 +319,10 @@ class Unit:
             ValueError: if there is no such cache.
         """
         names = {member.name.lower(): member for member in CacheId if member < CACHES}
-        name = cache if isinstance(cache, str) else cache.name.lower()
-        if name.lower() not in names:
+        name = (cache if isinstance(cache, str) else cache.name).lower()
+        if name not in names:
             raise ValueError(f"cache must be one of {', '.join(names)}, not {cache!r}")
-        return self.core.entries(names[name.lower()])
+        return self.core.entries(names[name])
 
     @property
     def counters(self) -> dict[str, int]:

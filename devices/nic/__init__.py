@@ -17,7 +17,7 @@ from iommu_emu.devices.nic.controller import Nic
 from iommu_emu.devices.nic.descriptors import DescriptorStatus
 from iommu_emu.devices.nic.driver import NicDriver, Received
 from iommu_emu.devices.nic.driver_ring import DriverRing
-from iommu_emu.devices.nic.mapper import BatchMapper, Mapper, Mapping, Untranslated
+from iommu_emu.devices.nic.mapper import BatchMapper, Mapper, Untranslated
 from iommu_emu.devices.nic.registers import Cause, Control, NicStatus, Register
 from iommu_emu.devices.nic.statistics import Statistics
 
@@ -28,7 +28,6 @@ __all__ = [
     "DescriptorStatus",
     "DriverRing",
     "Mapper",
-    "Mapping",
     "Nic",
     "NicDriver",
     "NicStatus",

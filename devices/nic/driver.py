@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from iommu_emu.devices.driver import DeviceDriver
+from iommu_emu.devices.driver import Buffer, DeviceDriver
 from iommu_emu.devices.nic.controller import Nic
 from iommu_emu.devices.nic.descriptors import DESCRIPTOR, END_OF_FRAME, DescriptorStatus
 from iommu_emu.devices.nic.driver_ring import Done, DriverRing
-from iommu_emu.devices.nic.mapper import BatchMapper, Mapper, Mapping, Untranslated
+from iommu_emu.devices.nic.mapper import BatchMapper, Mapper, Untranslated
 from iommu_emu.devices.nic.registers import (
     ALL_CAUSES,
     MAX_ENTRIES,
@@ -81,7 +81,7 @@ class NicDriver(DeviceDriver[Nic]):
         *,
         entries: int = 64,
         buffer_size: int = 2048,
-        rings: Sequence[Mapping] | None = None,
+        rings: Sequence[Buffer] | None = None,
     ) -> None:
         if not MIN_ENTRIES <= entries <= MAX_ENTRIES:
             raise ValueError(f"entries must be in {MIN_ENTRIES}..{MAX_ENTRIES}, not {entries}")
@@ -172,7 +172,7 @@ class NicDriver(DeviceDriver[Nic]):
                     self.mapper.unmap(iova, ring.size, Direction.BIDIRECTIONAL)
         self._forget_frame()
 
-    def _release(self, ring: DriverRing, buffer: Mapping) -> None:
+    def _release(self, ring: DriverRing, buffer: Buffer) -> None:
         self.free.append(buffer.physical)
         self.mapper.unmap(buffer.iova, buffer.size, ring.direction)
 
@@ -206,7 +206,7 @@ class NicDriver(DeviceDriver[Nic]):
         else:
             iovas = [self.mapper.map(self.free[0], size, ring.direction)]
         for iova in iovas:
-            ring.put(Mapping(self.free.popleft(), iova, size))
+            ring.put(Buffer(self.free.popleft(), iova, size))
         return len(iovas)
 
     def take(self) -> Received | None:
@@ -302,14 +302,14 @@ class NicDriver(DeviceDriver[Nic]):
                 raise ValueError(f"a part must have 1..{self.buffer_size} bytes, not {len(part)}")
         if ring.room < len(parts) or len(self.free) < len(parts):
             return False
-        buffers: list[Mapping] = []
+        buffers: list[Buffer] = []
         try:
             for part in parts:
                 physical = self.free[0]
                 self.machine.memory.write(physical, part)
                 iova = self.mapper.map(physical, len(part), ring.direction)
                 self.free.popleft()
-                buffers.append(Mapping(physical, iova, len(part)))
+                buffers.append(Buffer(physical, iova, len(part)))
         except BaseException:
             for buffer in buffers:
                 self._release(ring, buffer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from iommu_emu.devices.driver import Buffer
 from iommu_emu.devices.nic.descriptors import DESCRIPTOR, DONE
-from iommu_emu.devices.nic.mapper import Mapping
 from iommu_emu.direction import Direction
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Done(NamedTuple):
         status: bits of `DescriptorStatus`.
     """
 
-    buffer: Mapping
+    buffer: Buffer
     length: int
     flags: int
     status: int
@@ -56,7 +56,7 @@ class DriverRing:
         physical: int,
         entries: int,
         direction: Direction,
-        mapped: Mapping | None = None,
+        mapped: Buffer | None = None,
     ) -> None:
         self.register = register
         self.physical = physical if mapped is None else mapped.physical
@@ -64,7 +64,7 @@ class DriverRing:
         self.direction = direction
         self.mapped = mapped
         self.iova: int | None = None
-        self.buffers: deque[Mapping] = deque()
+        self.buffers: deque[Buffer] = deque()
         self._memory = memory
         self.head = self.tail = 0
 
@@ -83,7 +83,7 @@ class DriverRing:
         self.head = self.tail = 0
         self._memory.write(self.physical, bytes(self.size))
 
-    def put(self, buffer: Mapping, flags: int = 0) -> None:
+    def put(self, buffer: Buffer, flags: int = 0) -> None:
         """Fill in the next descriptor; the device has it once the doorbell is rung."""
         descriptor = DESCRIPTOR.pack(buffer.iova, buffer.size, flags, 0)
         self._memory.write(self.physical + DESCRIPTOR.size * self.tail, descriptor)

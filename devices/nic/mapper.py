@@ -7,25 +7,11 @@ A direct mapping, the DMA API of an operating system, or anything else with the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from iommu_emu.direction import Direction
 
-__all__ = ["BatchMapper", "Mapper", "Mapping", "Untranslated"]
-
-
-class Mapping(NamedTuple):
-    """A buffer that the device reaches.
-
-    Attributes:
-        physical: where the CPU sees it.
-        iova: where the device sees it.
-        size: bytes.
-    """
-
-    physical: int
-    iova: int
-    size: int
+__all__ = ["BatchMapper", "Mapper", "Untranslated"]
 
 
 class Mapper(Protocol):

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iommu_emu.devices.driver import DeviceDriver
+from iommu_emu.devices.driver import Buffer, DeviceDriver
 from iommu_emu.devices.nvme.controller import Nvme
 from iommu_emu.devices.nvme.specification import AdminOpcode, NvmOpcode, Register, StatusCode
 from iommu_emu.devices.nvme.structures import COMPLETION, SUBMISSION, Completion, SubmissionEntry
@@ -19,22 +19,7 @@ _ENABLE = 6 << 16 | 4 << 20 | 1  # sizes of entries, and EN
 _CONTIGUOUS = 1
 _INTERRUPTS = 1 << 1
 
-__all__ = ["Buffer", "NvmeDriver", "QueuePair", "Reply"]
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Memory that the controller reaches.
-
-    Attributes:
-        iova: where the controller sees it.
-        physical: where the CPU sees it.
-        size: bytes.
-    """
-
-    iova: int
-    physical: int
-    size: int
+__all__ = ["NvmeDriver", "QueuePair", "Reply"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +118,7 @@ class NvmeDriver(DeviceDriver[Nvme]):
         self._next = start + size
         if self._next > self._memory.stop:
             raise MemoryError(f"no {size} bytes left of {self._memory}")
-        return Buffer(start + self._offset, start, size)
+        return Buffer(start, start + self._offset, size)
 
     # Enabling, and the way back.
 

@@ -20,11 +20,11 @@ from iommu_emu.amdvi.structures import (
 )
 from iommu_emu.amdvi.unit import AmdviUnit
 from iommu_emu.core import Access
+from iommu_emu.domain import Domain
 from iommu_emu.driver import (
     ALL_PAGES,
     COMMAND_SIZE,
     MESSAGE_ADDRESS,
-    Domain,
     Driver,
     check_granularity,
     check_vector,
@@ -164,8 +164,7 @@ class AmdviDriver(Driver[AmdviUnit]):
         """Switch the unit off: every request passes untranslated from then on."""
         self.unit.write("Control", 0)
 
-    @staticmethod
-    def _blocked() -> bytes:
+    def _blocked(self) -> bytes:
         """A valid entry without permissions: everything is refused (AMD-Vi 4.3)."""
         return DeviceTableEntry.build(v=1, tv=1)
 
@@ -192,42 +191,28 @@ class AmdviDriver(Driver[AmdviUnit]):
             raise ValueError(f"requester must be in 0..{last:#x}, not {requester:#x}")
         return self._table + offset
 
-    def attach(
-        self,
-        domain: Domain,
-        requester: int,
-        *,
-        ats: bool = False,
-        queue_depth: int = MOST_PENDING,
-        invalidate: bool = True,
-        wait: bool = True,
-    ) -> None:
-        """Let a device translate through a domain; see `Driver.attach`."""
-        self._check_domain(domain)
-        if ats:
-            self._check_ats(self.unit.config.device_tlbs, queue_depth)
-        entry = DeviceTableEntry.build(
+    @property
+    def has_device_tlbs(self) -> bool:
+        """Whether the unit knows ATS (AMD-Vi 2: IotlbSup)."""
+        return self.unit.config.device_tlbs
+
+    def _translating(self, domain: Domain, ats: bool) -> bytes:
+        table = domain.table
+        return DeviceTableEntry.build(
             v=1,
             tv=1,
-            mode=domain.table.levels,
-            root=domain.table.root,
+            mode=table.levels,
+            root=table.root,
             ir=1,
             iw=1,
             domain_id=domain.id,
             i=int(ats),
         )
-        self._set_entry(requester, entry, domain.id, queue_depth if ats else 0, invalidate, wait)
 
     def pass_through(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
         """Let a device reach physical memory untranslated; see `Driver.pass_through`."""
         entry = DeviceTableEntry.build(v=1, tv=1, mode=0, ir=1, iw=1, domain_id=1)
         self._set_entry(requester, entry, 1, 0, invalidate, wait)
-
-    def detach(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
-        """Block a device; see `Driver.detach`."""
-        if requester not in self.attached:
-            raise ValueError(f"requester {requester:#06x} is not attached")
-        self._set_entry(requester, self._blocked(), None, 0, invalidate, wait)
 
     def _set_entry(
         self,
@@ -309,20 +294,16 @@ class AmdviDriver(Driver[AmdviUnit]):
                 )
             )
 
-    def invalidate_device_tlb(self, requester: int, iova: int = 0, size: int | None = None) -> None:
-        """Start INVALIDATE_IOTLB_PAGES; see `Driver.invalidate_device_tlb`."""
-        self._check_requester(requester)
-        sized, address = (1, ALL_PAGES) if size is None else invalidation_address(iova, size)
-        if self.invalidation == "queue":
-            self.submit(
-                InvalidateIotlbPages.build(
-                    device_id=requester,
-                    queue_id=requester,
-                    max_pending=self.device_tlbs.get(requester, MOST_PENDING),
-                    s=sized,
-                    address=address,
-                )
+    def _start_device_tlb(self, requester: int, sized: int, address: int) -> None:
+        self.submit(
+            InvalidateIotlbPages.build(
+                device_id=requester,
+                queue_id=requester,
+                max_pending=self.device_tlbs.get(requester, MOST_PENDING),
+                s=sized,
+                address=address,
             )
+        )
 
     def invalidate_all(self) -> None:
         """Start INVALIDATE_IOMMU_ALL, or what does the same; `wait` for it (AMD-Vi 13)."""

@@ -177,7 +177,7 @@ InvalidateIommuPages = Structure(
 InvalidateIotlbPages = Structure(
     "InvalidateIotlbPages",
     128,
-    "INVALIDATE_IOTLB_PAGES command, for a device-TLB (AMD-Vi 9.1); needs EFR.IotlbSup.",
+    "INVALIDATE_IOTLB_PAGES command, for a device-TLB (AMD-Vi 9.1); needs IotlbSup.",
     [
         field("device_id", 15, 0),
         field("pasid_15_8", 23, 16),

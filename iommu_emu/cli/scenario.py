@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from iommu_emu.cli.scenario_tables import (
     print_run,
 )
 from iommu_emu.cli.timing_table import timing_table
+from iommu_emu.plugins import did_you_mean
 from iommu_emu.policies.policy import LinuxPolicy
 from iommu_emu.scenario_report.chart import check_chart, draw
 from iommu_emu.scenario_report.html import page
@@ -313,8 +313,7 @@ def _check_attacks(names: list[str], scenarios: list[Scenario]) -> None:
     known = [attack for scenario in scenarios for attack in _attacks(scenario)]
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, known)
             raise ValueError(f"attack must be one of {', '.join(known)}, not {name!r}{hint}")
 
 

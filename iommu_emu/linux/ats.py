@@ -26,7 +26,7 @@ from iommu_emu.vtd.structures import DESCRIPTORS
 from iommu_emu.vtd.unit import VtdUnit
 
 if TYPE_CHECKING:
-    from iommu_emu.driver import Domain
+    from iommu_emu.domain import Domain
     from iommu_emu.linux.dma_device import DmaDevice
     from iommu_emu.linux.kernel import Linux
 
@@ -61,16 +61,14 @@ def ats_refusal(linux: Linux, device: DmaDevice) -> str:
         return "pci=noats"
     if device.untrusted:
         return "the device is not trusted"
-    unit = device.driver.unit
-    if isinstance(unit, VtdUnit):
-        if not unit.capabilities.device_tlbs:
-            return "the unit supports no device-TLBs (ECAP.DT)"
+    driver = device.driver
+    if not driver.has_device_tlbs:
+        return "the unit supports no device-TLBs (ECAP.DT, IotlbSup)"
+    if isinstance(driver.unit, VtdUnit):
         # VT-d's driver looks at the path up to the root port.
         for bridge in linux.machine.fabric.bridges_above(device.function):
             if bridge.kind in (None, PortType.PCIE_TO_PCI, PortType.PCI_TO_PCIE):
                 return f"{bridge.name} on its path is no PCI Express port"
-    elif isinstance(unit, AmdviUnit) and not unit.config.device_tlbs:
-        return "the unit supports no device-TLBs (IotlbSup)"
     return ""
 
 

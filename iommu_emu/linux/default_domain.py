@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from iommu_emu.bar_windows import HIGH_BARS, LOW_BARS
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.domain import Domain
+from iommu_emu.driver import Driver
 from iommu_emu.linux.dma_device import DmaDomain
 from iommu_emu.linux.domain_type import QUIRKS, DomainType, combined_type
 from iommu_emu.linux.iommu_group import IommuGroup, device_name

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from iommu_emu.core import AddressType, StateError, Verdict
 from iommu_emu.direction import Direction
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.domain import Domain
+from iommu_emu.driver import Driver
 from iommu_emu.linux.bounce import BouncedBuffer
 from iommu_emu.linux.domain_type import DomainType
 from iommu_emu.linux.flush_queue import FlushQueue

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from iommu_emu.core import StateError
-from iommu_emu.driver import Domain
+from iommu_emu.domain import Domain
 from iommu_emu.linux.bound_group import BoundGroup, KernelDriver
 from iommu_emu.linux.iommu_group import IommuGroup, device_name
 from iommu_emu.linux.reserved_regions import KernelAge, check_blocking_domain, check_user_domain

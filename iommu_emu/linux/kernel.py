@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iommu_emu.driver import Domain
+from iommu_emu.domain import Domain
 from iommu_emu.kernel_log import KernelLog
 from iommu_emu.linux.ats import DeviceTlbs
 from iommu_emu.linux.boot import make_drivers, plan_boot, split_ram

@@ -20,7 +20,7 @@ from iommu_emu.pci.function import Function
 from iommu_emu.refused import RefusedError
 
 if TYPE_CHECKING:
-    from iommu_emu.driver import Domain
+    from iommu_emu.domain import Domain
     from iommu_emu.machine import Machine
 
 MSI_WINDOW = (0xFEE0_0000, 0xFEEF_FFFF)

@@ -28,7 +28,8 @@ from iommu_emu.refused import RefusedError
 from iommu_emu.timeline import EventKind
 
 if TYPE_CHECKING:
-    from iommu_emu.driver import Domain, Driver
+    from iommu_emu.domain import Domain
+    from iommu_emu.driver import Driver
     from iommu_emu.linux.kernel import Linux
     from iommu_emu.pci.function import Function
 

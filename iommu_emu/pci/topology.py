@@ -133,12 +133,26 @@ class Bridge(Function):
         """Highest bus number below."""
         return self.config.get(SUBORDINATE, 1)
 
-    def set_bus_numbers(self, secondary: int, subordinate: int) -> None:
-        """Set the bus numbers, as firmware does."""
+    def set_bus_numbers(self, secondary: int, subordinate: int, *, follow: bool = True) -> None:
+        """Set the bus numbers, as firmware does.
+
+        Args:
+            secondary: number of the bus below.
+            subordinate: highest number of a bus behind the bridge.
+            follow: False leaves it to the caller to call `Machine.topology_changed`, which takes
+                its time, once for several bridges.
+
+        Raises:
+            ValueError: if a number is outside 0..255.
+        """
+        for name, number in (("secondary", secondary), ("subordinate", subordinate)):
+            if not 0 <= number <= 0xFF:
+                raise ValueError(f"{name} must be in 0..255, not {number}")
         primary = 0 if self.bus is None else self.bus.number
-        self.config.write(PRIMARY, 1, primary)
-        self.config.write(SUBORDINATE, 1, subordinate)
-        self.config.write(SECONDARY, 1, secondary)
+        # Together, not one by one: the topology follows every change.
+        self.config.set(PRIMARY, 3, primary | secondary << 8 | subordinate << 16)
+        if follow:
+            self._renumber()
 
     def alias(self, requester: int) -> int:
         """Return the requester ID with which a request from below leaves this bridge (pci 5)."""

@@ -16,13 +16,12 @@ from iommu_emu.hung import HungError
 from iommu_emu.linux.domain_type import DomainType
 from iommu_emu.pci.ats import AT_ONCE, NEVER, WRONGLY, Answering, late
 from iommu_emu.policies.policy import LinuxPolicy
-from iommu_emu.scenarios.laboratory import PAGE, RAM, Laboratory
+from iommu_emu.scenarios.laboratory import GUEST_RAM, PAGE, RAM, Laboratory
 from iommu_emu.scenarios.result import Costs, Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario
 from iommu_emu.scenarios.workload import block_costs, guest_costs
 
 VICTIM = RAM.start + (1 << 20)  # a page that no device was ever given
-GUEST_RAM = range(RAM.start + (16 << 20), RAM.start + (17 << 20))
 PACKET = 64  # bytes
 LATE = 500 * MILLISECOND  # within what VT-d's unit waits for, and beyond what AMD's driver does
 

@@ -7,9 +7,10 @@ from functools import partial
 
 from iommu_emu.clock import MICROSECOND, MILLISECOND
 from iommu_emu.core import Access
+from iommu_emu.devices.driver import Buffer
 from iommu_emu.devices.malicious.ring_overrunner import RingOverrunner
 from iommu_emu.devices.malicious.sub_page_reader import SubPageReader
-from iommu_emu.devices.nic import Mapping, NicDriver
+from iommu_emu.devices.nic import NicDriver
 from iommu_emu.direction import Direction
 from iommu_emu.linux.dma_device import DmaDevice
 from iommu_emu.linux.kernel import Linux
@@ -184,7 +185,7 @@ def ring_overrun(lab: Laboratory) -> Outcome:
         DmaApiMapper(dma, device),
         entries=ENTRIES,
         buffer_size=FRAME,
-        rings=[Mapping(rings.physical + at, rings.iova + at, PAGE) for at in (0, PAGE)],
+        rings=[Buffer(rings.physical + at, rings.iova + at, PAGE) for at in (0, PAGE)],
     )
     driver.start(causes=0)
     lab.say(f"A driver receives into buffers of {FRAME} bytes; keys of sshd lie behind the last.")

@@ -15,7 +15,6 @@ from iommu_emu.pci.capabilities import Acs, PortType
 from iommu_emu.pci.config_space import SIZE as CONFIG_SIZE
 from iommu_emu.pci.function import Function
 from iommu_emu.pci.topology import Bridge
-from iommu_emu.policies.policy import LinuxPolicy
 from iommu_emu.refused import RefusedError
 from iommu_emu.scenarios.laboratory import PAGE, Laboratory
 from iommu_emu.scenarios.result import Outcome
@@ -64,19 +63,12 @@ class _Bench:
     others: list[Device] = field(default_factory=list)
 
 
-def _vfio(lab: Laboratory) -> Vfio:
-    policy = lab.policy
-    if not isinstance(policy, LinuxPolicy):
-        raise TypeError(f"policy {policy.name} has no VFIO")
-    return Vfio(lab.linux, notifier=policy.notifier, map_reserved=policy.map_reserved)
-
-
 def _conventional(lab: Laboratory) -> _Bench:
     """Build a conventional bus: a bridge with a hot-plug controller, the attacker, a disk."""
     bridge = lab.attach(ShpcBridge("bridge"), external=False)
     device = lab.attach(_Card("card"), under=bridge)
     disk = lab.attach(_ConventionalDisk("disk"), under=bridge)
-    bench = _Bench(_vfio(lab), device, bridge, [disk])
+    bench = _Bench(lab.vfio, device, bridge, [disk])
     lab.say(
         "Requests from the conventional bus carry the bridge's requester ID, and between two "
         "cards on it they never leave it: bridge, card and disk are one group."
@@ -93,7 +85,7 @@ def _switch(lab: Laboratory, acs: Acs) -> _Bench:
     ]
     device = lab.attach(PeerToPeerWriter("card"), under=ports[0])
     bridge = lab.attach(ShpcBridge("bridge"), under=ports[1])
-    bench = _Bench(_vfio(lab), device, bridge)
+    bench = _Bench(lab.vfio, device, bridge)
     for port in ports:
         bench.vfio.bind(port, "pcieport")
     return bench
@@ -173,7 +165,7 @@ def _write_to_pcieport(lab: Laboratory) -> Outcome:
     upstream = lab.attach(ShpcBridge("upstream port", PortType.UPSTREAM), external=False)
     port = lab.attach(Bridge("switch port", PortType.DOWNSTREAM), under=upstream)
     device = lab.attach(PeerToPeerWriter("card"), under=port)
-    bench = _Bench(_vfio(lab), device, upstream)
+    bench = _Bench(lab.vfio, device, upstream)
     for each in (upstream, port):
         bench.vfio.bind(each, "pcieport")
     lab.say(
@@ -257,7 +249,7 @@ def _claim_beside_driver(lab: Laboratory) -> Outcome:
 
 def _untranslated_before(lab: Laboratory) -> Outcome:
     card = lab.attach(PeerToPeerWriter("card"), external=False)
-    vfio, linux = _vfio(lab), lab.linux
+    vfio, linux = lab.vfio, lab.linux
     group = linux.device(card).group
     linux.set_type(group, "identity")
     page = linux.memory.alloc_pages(1, "kernel")

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from iommu_emu.core import StaleUse
-from iommu_emu.driver import Driver
+from iommu_emu.driver import Driver, count_invalidations
 from iommu_emu.kernel_log import KernelLog
 from iommu_emu.machine import ReservedRegion
 from iommu_emu.memory import PAGE
@@ -26,12 +26,20 @@ from iommu_emu.pci.function import Function
 from iommu_emu.pci.topology import Bridge
 from iommu_emu.policies.policy import LinuxPolicy, Policy, XenPolicy
 from iommu_emu.scenarios.attempts import Attempt, Attempts
-from iommu_emu.scenarios.platform import FIRMWARE, FRAMES, IOMMUS, RAM, build_machine
+from iommu_emu.scenarios.platform import (
+    FIRMWARE,
+    FRAMES,
+    GUEST_RAM,
+    IOMMUS,
+    RAM,
+    build_machine,
+)
 from iommu_emu.scenarios.result import Outcome, Row
 from iommu_emu.unit import Unit
 
 if TYPE_CHECKING:
     from iommu_emu.linux.kernel import Linux
+    from iommu_emu.linux.vfio import Vfio
     from iommu_emu.timing_model import TimingModel
     from iommu_emu.xen import Xen
 
@@ -46,7 +54,7 @@ _PORT_ACS = (
     | Acs.UPSTREAM_FORWARDING
 )
 
-__all__ = ["FIRMWARE", "IOMMUS", "PAGE", "POOL", "RAM", "Attempt", "Laboratory"]
+__all__ = ["FIRMWARE", "GUEST_RAM", "IOMMUS", "PAGE", "POOL", "RAM", "Attempt", "Laboratory"]
 
 
 class Laboratory(Attempts):
@@ -135,6 +143,20 @@ class Laboratory(Attempts):
             timeline=self.timeline,
             meter=self.meter,
         )
+
+    @cached_property
+    def vfio(self) -> Vfio:
+        """VFIO of that kernel, by the policy's rule.
+
+        Raises:
+            TypeError: if the policy is another system's.
+        """
+        from iommu_emu.linux.vfio import Vfio
+
+        policy = self.policy
+        if not isinstance(policy, LinuxPolicy):
+            raise TypeError(f"policy {policy.name} has no VFIO")
+        return Vfio(self.linux, notifier=policy.notifier, map_reserved=policy.map_reserved)
 
     @cached_property
     def xen(self) -> Xen:
@@ -315,7 +337,7 @@ class Laboratory(Attempts):
         if self.booted:
             submitted = self.driver.submitted
             row.descriptors = sum(submitted.values())
-            row.invalidations = sum(n for name, n in submitted.items() if "Invalidat" in name)
+            row.invalidations = count_invalidations(submitted)
             row.log = [line.text for line in self.log]
         if "linux" in self.__dict__:
             row.copied = self.linux.dma.statistics.copied

@@ -13,9 +13,10 @@ MEMORY = 1 << 30
 FRAMES = range(0x10_0000, 0x110_0000)  # page tables and queues
 FIRMWARE = range(0x780_0000, 0x800_0000)  # what firmware keeps: reserved regions
 RAM = range(0x800_0000, MEMORY)  # what the kernel gives away
+GUEST_RAM = range(RAM.start + (16 << 20), RAM.start + (17 << 20))  # what a guest of Xen's gets
 _VTD_BASE, _AMDVI_BASE = 0xFED9_0000, 0xFED8_0000
 
-__all__ = ["FIRMWARE", "FRAMES", "IOMMUS", "RAM", "build_machine"]
+__all__ = ["FIRMWARE", "FRAMES", "GUEST_RAM", "IOMMUS", "RAM", "build_machine"]
 
 
 def build_machine(iommu: str, unit_config: dict[str, Any] | None = None) -> Machine:

@@ -11,14 +11,13 @@ from iommu_emu.devices.malicious.deferred_writer import DeferredWriter
 from iommu_emu.devices.malicious.hangs_host import HangsHost
 from iommu_emu.devices.malicious.post_deassign import PostDeassign
 from iommu_emu.policies.policy import XenPolicy
-from iommu_emu.scenarios.laboratory import PAGE, RAM, Attempt, Laboratory
+from iommu_emu.scenarios.laboratory import GUEST_RAM, PAGE, RAM, Attempt, Laboratory
 from iommu_emu.scenarios.result import Outcome
 from iommu_emu.scenarios.scenario import Attack, Scenario
 from iommu_emu.scenarios.workload import guest_costs
 from iommu_emu.xen.domain import XenDomain
 
 VICTIM = RAM.start + (1 << 20)  # a page of the hardware domain; the guest has its own at this gfn
-GUEST_RAM = range(RAM.start + (16 << 20), RAM.start + (17 << 20))
 IN_FABRIC = 2 * MICROSECOND  # from the device to the IOMMU
 PACKET = 64  # bytes
 DATA = b"\xff" * PACKET  # no secret has such bytes
@@ -31,7 +30,7 @@ UNFIXED = ("xen-xsa-378", "xen-xsa-386", "xen-xsa-400")
 __all__ = ["SCENARIO"]
 
 
-class Nic(PostDeassign):
+class GuestNic(PostDeassign):
     """The card that the toolstack thinks of; it sends with one phantom function."""
 
     class_code = 0x020000
@@ -211,7 +210,7 @@ def _fragile_read(lab: Laboratory) -> Outcome:
 
 
 def _write_after(lab: Laboratory) -> Outcome:
-    return _go_on_writing(lab, Nic())
+    return _go_on_writing(lab, GuestNic())
 
 
 def _write_unlisted(lab: Laboratory) -> Outcome:
@@ -232,19 +231,19 @@ def _go_on_writing(lab: Laboratory, device: PostDeassign) -> Outcome:
 
 
 def _read_after(lab: Laboratory) -> Outcome:
-    return _go_on_reading(lab, Nic())
+    return _go_on_reading(lab, GuestNic())
 
 
 def _phantom_read(lab: Laboratory) -> Outcome:
     """A phantom function, which is not to be forgotten where the device goes."""
-    device = Nic()
+    device = GuestNic()
     lab.attach(device)
     phantom = lab.xen.device(device).phantoms[0]
     lab.say("It sends with the requester ID of a phantom function.")
     return _go_on_reading(lab, device, requester=phantom)
 
 
-def _go_on_reading(lab: Laboratory, device: Nic, requester: int | None = None) -> Outcome:
+def _go_on_reading(lab: Laboratory, device: GuestNic, requester: int | None = None) -> Outcome:
     bench = _bench(lab, device, requester)
     _take(lab, bench)
     attempt = _keep_reading(lab, device, VICTIM, requester)
@@ -277,7 +276,7 @@ def _guest_faults(lab: Laboratory) -> Outcome:
 
 
 def _squat(lab: Laboratory) -> Outcome:
-    device = Nic()
+    device = GuestNic()
     lab.attach(device)
     region = lab.reserve(device)
     firmware = lab.plant(region.base, PAGE)
@@ -315,7 +314,7 @@ def _firmware_dma(lab: Laboratory) -> Outcome:
 
 
 def _dead_guest(lab: Laboratory) -> Outcome:
-    device = Nic()
+    device = GuestNic()
     lab.attach(device)
     lab.reserve(device)
     bench = _bench(lab, device)
@@ -335,7 +334,7 @@ def _dead_guest(lab: Laboratory) -> Outcome:
 
 
 def _left_behind(lab: Laboratory) -> Outcome:
-    device, partner = Nic(), PostDeassign("other card")
+    device, partner = GuestNic(), PostDeassign("other card")
     lab.attach(device)
     lab.attach(partner)
     region = lab.reserve(device)

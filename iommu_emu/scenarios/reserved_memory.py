@@ -92,18 +92,11 @@ class _Bench:
     status: bytes
 
 
-def _vfio(lab: Laboratory) -> Vfio:
-    policy = lab.policy
-    if not isinstance(policy, LinuxPolicy):
-        raise TypeError(f"policy {policy.name} has no VFIO")
-    return Vfio(lab.linux, notifier=policy.notifier, map_reserved=policy.map_reserved)
-
-
 def _bench(lab: Laboratory, device: Controller) -> _Bench:
     lab.attach(device)
     region = lab.reserve(device)
     secret = lab.plant(region.base, PAGE)
-    bench = _Bench(_vfio(lab), device, region, secret, bytes(STATUS))
+    bench = _Bench(lab.vfio, device, region, secret, bytes(STATUS))
     lab.say(f"Firmware reserves {region.base:#x}..{region.limit:#x} for the {device.name}.")
     if lab.linux.age is not KernelAge.UNCHECKED:
         regions = group_regions(lab.machine, bench.vfio.rule(device).group, lab.linux.age)
@@ -300,7 +293,7 @@ def _plug_below(lab: Laboratory, port: Bridge) -> Outcome:
     address = port.secondary_number << 8 | 2 << 3
     region = lab.reserve(address)
     secret = lab.plant(region.base, PAGE)
-    bench = _Bench(_vfio(lab), late, region, secret, bytes(STATUS))
+    bench = _Bench(lab.vfio, late, region, secret, bytes(STATUS))
     bench.vfio.bind(first, "vfio-pci")
     domain = bench.vfio.open(first)
     page = _give_memory(lab, domain, region.base)
@@ -327,7 +320,7 @@ def _plug_below(lab: Laboratory, port: Bridge) -> Outcome:
 
 def _map_over_reserved(lab: Laboratory) -> Outcome:
     device = lab.attach(MaliciousDevice("card"))
-    vfio = _vfio(lab)
+    vfio = lab.vfio
     vfio.bind(device, "vfio-pci")
     domain = vfio.open(device)
     first = MSI_WINDOW[0]
@@ -358,7 +351,7 @@ def _local_window(lab: Laboratory, *, marked: bool) -> Outcome:
         lab.reserve(card, len(LOCAL), base=LOCAL.start)
         lab.say("Firmware reserves the window for the card: a region that is no memory at all.")
     linux = lab.linux
-    vfio = _vfio(lab)
+    vfio = lab.vfio
     vfio.bind(card, "e1000e")
     known = linux.device(card)
     buffer = linux.dma.alloc_buffer(known, PAGE)

@@ -11,21 +11,19 @@ from iommu_emu.devices import Device, Nic
 from iommu_emu.devices.nvme import Nvme
 from iommu_emu.direction import Direction
 from iommu_emu.linux.dma_device import DmaDevice
-from iommu_emu.linux.vfio import Vfio
 from iommu_emu.pci.function import Function
 from iommu_emu.pci.topology import Bridge
 from iommu_emu.policies.policy import LinuxPolicy, XenPolicy
-from iommu_emu.scenarios.laboratory import PAGE, RAM, Laboratory
+from iommu_emu.scenarios.laboratory import GUEST_RAM, PAGE, RAM, Laboratory
 from iommu_emu.scenarios.result import Costs
 from iommu_emu.virtual_cpus import VirtualCpus
 from iommu_emu.workloads import Measured, block_reads, map_benchmark, packets, pairs
-from iommu_emu.xen.domain import Mapping as XenMapping
+from iommu_emu.xen.domain import MemoryRange
 
 Workload = Callable[[Laboratory], Costs]
 LINES = (10.0, 25.0)  # Gb/s: the networks that the discussion of 2019 is about
 
 GUEST = 0x10_0000  # where a guest's devices find its memory
-GUEST_RAM = range(RAM.start + (16 << 20), RAM.start + (17 << 20))
 BALLOON = RAM.start + (32 << 20)  # a page that a guest gets and gives back
 PAIRS = 100
 MOVES = 20  # of a device
@@ -122,15 +120,11 @@ def user_costs(laboratory: Laboratory, operations: int = PAIRS) -> Costs:
     Raises:
         TypeError: as for `map_costs`.
     """
-    policy = laboratory.policy
-    if not isinstance(policy, LinuxPolicy):
-        raise TypeError(f"policy {policy.name} has no VFIO")
     costs = map_costs(laboratory)
     linux = laboratory.linux
     card = laboratory.attach(Device("card"), external=False)
-    vfio = Vfio(linux, notifier=policy.notifier, map_reserved=policy.map_reserved)
-    vfio.bind(card, "vfio-pci")
-    domain = vfio.open(card)
+    laboratory.vfio.bind(card, "vfio-pci")
+    domain = laboratory.vfio.open(card)
     page = linux.memory.alloc_pages(1, "guest")
     domain.map(GUEST, page, PAGE)  # so that tables are there
     map_, unmap = (
@@ -171,9 +165,9 @@ def guest_costs(
         xen.assign(second, xen.dom_io)
     guest = xen.create_domain("guest", GUEST_RAM)
     xen.assign(first, guest)  # so that the guest's tables are there
-    page = XenMapping(BALLOON, BALLOON, PAGE)
+    page = MemoryRange(BALLOON, BALLOON, PAGE)
     guest.add_memory(page)
-    beside = XenMapping(BALLOON + PAGE, BALLOON + PAGE, PAGE)
+    beside = MemoryRange(BALLOON + PAGE, BALLOON + PAGE, PAGE)
     get, give = (
         partial(guest.add_memory, beside),
         partial(guest.remove_memory, range(beside.machine, beside.machine + PAGE)),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from iommu_emu.plugins import did_you_mean
 from iommu_emu.timing_model.file import TimingModelError, parse
 from iommu_emu.timing_model.model import TimingModel
 
@@ -52,8 +52,7 @@ def _read(path: Path) -> str:
 @cache
 def _preset(name: str) -> TimingModel:
     if name not in names():
-        near = get_close_matches(name, names(), 1)
-        hint = f"; did you mean {near[0]}?" if near else ", or a file ending in .toml"
+        hint = did_you_mean(name, names()) or ", or a file ending in .toml"
         raise TimingModelError(
             f"timing model must be one of {', '.join(names())}, not {name!r}{hint}"
         )

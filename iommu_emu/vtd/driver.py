@@ -8,16 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from iommu_emu.core import Access
+from iommu_emu.domain import Domain
 from iommu_emu.driver import (
-    ALL_PAGES,
     COMMAND_SIZE,
     MESSAGE_ADDRESS,
     DeviceTlbTimeoutError,
-    Domain,
     Driver,
     check_granularity,
     check_vector,
-    invalidation_address,
 )
 from iommu_emu.page_table import PAGE_SIZE, EntryFormat
 from iommu_emu.pci.ats import MOST_PENDING
@@ -197,25 +195,19 @@ class VtdDriver(Driver[VtdUnit]):
                 self.wait()
         return self._contexts[bus] + ContextEntry.size * (requester & 0xFF)
 
-    def attach(
-        self,
-        domain: Domain,
-        requester: int,
-        *,
-        ats: bool = False,
-        queue_depth: int = MOST_PENDING,
-        invalidate: bool = True,
-        wait: bool = True,
-    ) -> None:
-        """Let a device translate through a domain; see `Driver.attach`."""
-        self._check_domain(domain)
-        if ats:
-            self._check_ats(self.unit.capabilities.device_tlbs, queue_depth)
+    @property
+    def has_device_tlbs(self) -> bool:
+        """Whether the unit knows ATS (ECAP.DT)."""
+        return self.unit.capabilities.device_tlbs
+
+    def _translating(self, domain: Domain, ats: bool) -> bytes:
         table = domain.table
-        entry = ContextEntry.build(
+        return ContextEntry.build(
             p=1, tt=int(ats), ssptptr=table.root, aw=table.levels - 2, did=domain.id
         )
-        self._set_context(requester, entry, queue_depth if ats else 0, invalidate, wait)
+
+    def _blocked(self) -> bytes:
+        return bytes(ContextEntry.size)
 
     def pass_through(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
         """Let a device reach physical memory untranslated; see `Driver.pass_through`."""
@@ -223,23 +215,22 @@ class VtdDriver(Driver[VtdUnit]):
         if not capabilities.pass_through:
             raise ValueError("the unit does not support pass-through (ECAP.PT)")
         entry = ContextEntry.build(p=1, tt=2, aw=max(capabilities.levels) - 2, did=1)
-        self._set_context(requester, entry, 0, invalidate, wait)
+        self._set_entry(requester, entry, 1, 0, invalidate, wait)
 
-    def detach(self, requester: int, *, invalidate: bool = True, wait: bool = True) -> None:
-        """Block a device; see `Driver.detach`."""
-        if requester not in self.attached:
-            raise ValueError(f"requester {requester:#06x} is not attached")
-        self._set_context(requester, bytes(ContextEntry.size), 0, invalidate, wait)
-
-    def _set_context(
-        self, requester: int, value: bytes, queue_depth: int, invalidate: bool, wait: bool
+    def _set_entry(
+        self,
+        requester: int,
+        entry: bytes,
+        domain_id: int | None,
+        queue_depth: int,
+        invalidate: bool,
+        wait: bool,
     ) -> None:
         """Write a context entry, and invalidate as VT-d 9.4 asks."""
         address = self.context_entry_address(requester)
         old = ContextEntry.parse(self.memory.read(address, ContextEntry.size))
-        new = ContextEntry.parse(value)
-        self.memory.write(address, value)
-        self._note(requester, new.did if new.p else None, queue_depth)
+        self.memory.write(address, entry)
+        self._note(requester, domain_id, queue_depth)
         if not invalidate:
             return
         if old.p:
@@ -249,7 +240,7 @@ class VtdDriver(Driver[VtdUnit]):
                 self.invalidate_device_tlb(requester)
         elif self.unit.capabilities.caching_mode:
             self.invalidate_context("device", 0, requester)
-            self.invalidate_iotlb("domain", new.did)
+            self.invalidate_iotlb("domain", domain_id or 0)
         else:
             self._flush_write_buffer()
             return
@@ -348,14 +339,9 @@ class VtdDriver(Driver[VtdUnit]):
                 "IOTLB", IVT=1, IIRG=code, DID=domain_id, DW=drain["dw"], DR=drain["dr"]
             )
 
-    def invalidate_device_tlb(self, requester: int, iova: int = 0, size: int | None = None) -> None:
-        """Start a device-TLB invalidation; see `Driver.invalidate_device_tlb`.
-
-        Nothing is sent while translation is off: no device would be allowed to answer (VT-d 6.1).
-        """
-        self._check_requester(requester)
-        sized, address = (1, ALL_PAGES) if size is None else invalidation_address(iova, size)
-        if self.invalidation == "queue" and self.unit.field("GSTS", "TES"):
+    def _start_device_tlb(self, requester: int, sized: int, address: int) -> None:
+        # While translation is off no device would be allowed to answer (VT-d 6.1).
+        if self.unit.field("GSTS", "TES"):
             pending = self.device_tlbs.get(requester, MOST_PENDING) % MOST_PENDING
             self.submit(
                 DeviceTlbInvalidation.build(sid=requester, mip=pending, s=sized, addr=address)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import TYPE_CHECKING, TypeVar
 
+from iommu_emu.driver import count_invalidations
 from iommu_emu.virtual_cpus import Task, VirtualCpus
 
 if TYPE_CHECKING:
@@ -94,17 +95,13 @@ class Measured:
     @property
     def invalidations(self) -> int:
         """How many of the commands were invalidations."""
-        return sum(count for name, count in self.commands.items() if "Invalidat" in name)
+        return count_invalidations(self.commands)
 
     @property
     def gbps(self) -> float:
         """Payload in Gb/s, as fast as the CPUs are; infinite if nothing takes time."""
         bits = 8.0 * self.payload
         return bits / self.elapsed_ns if self.elapsed_ns else float("inf") if bits else 0.0
-
-    def share_of(self, line: float) -> float:
-        """Return how much of a line's rate (Gb/s) the CPUs can use, 0..1."""
-        return min(1.0, self.gbps / line)
 
 
 def timed(

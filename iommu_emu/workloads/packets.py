@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from iommu_emu.devices.nic import Mapping, Nic, NicDriver
+from iommu_emu.devices.driver import Buffer
+from iommu_emu.devices.nic import Nic, NicDriver
 from iommu_emu.direction import Direction
 from iommu_emu.linux.bouncer import DmaMappingError
 from iommu_emu.linux.dma_api import DmaApi
@@ -86,7 +87,7 @@ class _Queue:
             entries=ENTRIES,
             buffer_size=buffer_size,
             rings=[
-                Mapping(rings.physical + offset, rings.iova + offset, PAGE) for offset in (0, PAGE)
+                Buffer(rings.physical + offset, rings.iova + offset, PAGE) for offset in (0, PAGE)
             ],
         )
         self.driver.start(causes=0)  # the tasks poll

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.domain import Domain
+from iommu_emu.driver import Driver
 from iommu_emu.meter import FREE, Meter, Work
 from iommu_emu.page_table import PAGE_SIZE
 from iommu_emu.xen.charge import charged
@@ -17,11 +18,11 @@ DOM_IO = 0x7FF1
 FIRST_PSEUDO = 0x8000  # IDs of quarantined devices start here
 _WORDS = {DOM_IO: "IO"}
 
-__all__ = ["DOM0", "DOM_IO", "FIRST_PSEUDO", "Mapping", "XenDomain"]
+__all__ = ["DOM0", "DOM_IO", "FIRST_PSEUDO", "MemoryRange", "XenDomain"]
 
 
 @dataclass(frozen=True)
-class Mapping:
+class MemoryRange:
     """Memory of a domain.
 
     Attributes:
@@ -56,7 +57,7 @@ class XenDomain:
         self,
         number: int,
         name: str,
-        memory: list[Mapping] | None = None,
+        memory: list[MemoryRange] | None = None,
         *,
         superpages: bool = True,
         meter: Meter = FREE,
@@ -100,7 +101,7 @@ class XenDomain:
         self.tables[driver] = table
         return table
 
-    def add_memory(self, mapping: Mapping) -> None:
+    def add_memory(self, mapping: MemoryRange) -> None:
         """Let the domain's devices reach more memory.
 
         Args:
@@ -132,7 +133,7 @@ class XenDomain:
 
     def remove_memory(self, machine: range) -> None:
         """Take memory away, and flush; ranges are cut where they have to be."""
-        kept: list[Mapping] = []
+        kept: list[MemoryRange] = []
         for each in self.memory:
             first = max(each.machine, machine.start)
             stop = min(each.machine + each.size, machine.stop)
@@ -145,8 +146,8 @@ class XenDomain:
                     table.unmap(first + offset, stop - first)
                 self._meter.spend(0, Work.TABLE_UNMAP, (stop - first) // PAGE_SIZE)
             if each.machine < first:
-                kept.append(Mapping(each.address, each.machine, first - each.machine))
+                kept.append(MemoryRange(each.address, each.machine, first - each.machine))
             if stop < each.machine + each.size:
                 end = each.machine + each.size
-                kept.append(Mapping(stop + offset, stop, end - stop))
+                kept.append(MemoryRange(stop + offset, stop, end - stop))
         self.memory = kept

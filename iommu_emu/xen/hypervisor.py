@@ -20,7 +20,7 @@ from iommu_emu.vtd.unit import VtdUnit
 from iommu_emu.xen import quarantine
 from iommu_emu.xen.advisory import Advisory
 from iommu_emu.xen.device import XenDevice
-from iommu_emu.xen.domain import DOM0, DOM_IO, Mapping, XenDomain
+from iommu_emu.xen.domain import DOM0, DOM_IO, MemoryRange, XenDomain
 from iommu_emu.xen.fault_log import fault_lines
 from iommu_emu.xen.parameter import Quarantine, Release, parse_command_line
 from iommu_emu.xen.patience import OLD_LIMIT
@@ -109,7 +109,7 @@ class Xen:
         # Our drivers tag what passes untranslated with 1.
         self._first_guest = FIRST_GUEST + self.parameters.dom0_passthrough
         self._next_guest = self._first_guest
-        own = Mapping(ram.start, ram.start, ram.stop - ram.start)
+        own = MemoryRange(ram.start, ram.start, ram.stop - ram.start)
         strict = self.parameters.dom0_strict
         large = self.parameters.superpages and not strict  # strictly, it shrinks page by page
         self.hardware_domain = XenDomain(
@@ -270,7 +270,7 @@ class Xen:
         number = self._free_number()
         if self.parameters.dom0_strict:
             self.hardware_domain.remove_memory(ram)
-        mapping = Mapping(address, ram.start, size)
+        mapping = MemoryRange(address, ram.start, size)
         large = self.parameters.superpages
         domain = XenDomain(number, name, [mapping], superpages=large, meter=self._meter)
         self.guests[number] = domain

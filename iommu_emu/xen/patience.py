@@ -55,7 +55,7 @@ class PatientDriver(Driver[Any]):
     def invalidate_device_tlb(self, requester: int, iova: int = 0, size: int | None = None) -> None:
         """Start an invalidation of a device's device-TLB; see `Driver.invalidate_device_tlb`."""
         self._asked_last = requester
-        super().invalidate_device_tlb(requester, iova, size)  # type: ignore[safe-super]
+        super().invalidate_device_tlb(requester, iova, size)
 
     def wait(self) -> None:
         """Return once every invalidation submitted so far is complete; virtual time passes.

@@ -18,7 +18,8 @@ from array import array
 from typing import Any
 
 from iommu_emu.core import Access
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.domain import Domain
+from iommu_emu.driver import Driver
 from iommu_emu.meter import FREE, Meter, Work
 from iommu_emu.page_table import ENTRY_SIZE, PAGE_SIZE, coverage_shift
 from iommu_emu.refused import RefusedError

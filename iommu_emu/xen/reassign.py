@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.domain import Domain
+from iommu_emu.driver import Driver
 from iommu_emu.meter import Meter, Work
 from iommu_emu.timeline import EventKind, Timeline
 from iommu_emu.vtd.unit import VtdUnit
@@ -114,18 +115,14 @@ class Reassigner:
         capability = device.function.ats_capability
         own = requester == device.function.dma.requester
         with self._flushing(driver, requester):
-            if capability is not None and own and not device.broken and self._supports_ats(driver):
+            if capability is not None and own and not device.broken and self._allows_ats(driver):
                 driver.attach(table, requester, ats=True, queue_depth=capability.queue_depth)
                 capability.enable()
             else:
                 driver.attach(table, requester)
 
-    def _supports_ats(self, driver: Driver[Any]) -> bool:
-        unit = driver.unit
-        if not self._ats or driver.invalidation != "queue":
-            return False
-        known = unit.capabilities if isinstance(unit, VtdUnit) else unit.config
-        return bool(known.device_tlbs)
+    def _allows_ats(self, driver: Driver[Any]) -> bool:
+        return self._ats and driver.invalidation == "queue" and driver.has_device_tlbs
 
     def disable_ats(self, driver: Driver[Any], device: XenDevice) -> None:
         """Switch a device's ATS off; its device-TLB is not invalidated any more."""

@@ -16,7 +16,7 @@ from iommu_emu.pci.function import Function
 from iommu_emu.refused import RefusedError
 
 if TYPE_CHECKING:
-    from iommu_emu.driver import Domain
+    from iommu_emu.domain import Domain
     from iommu_emu.machine import Machine
 
 MAX_PAGES = 1 << 16  # of one region; far above what firmware uses

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from iommu_emu.amdvi.driver import AmdviDriver
 from iommu_emu.amdvi.structures import DeviceTableEntry
 from iommu_emu.amdvi.unit import AmdviUnit
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.domain import Domain
+from iommu_emu.driver import Driver
 from iommu_emu.unit import Unit
 from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.vtd.unit import VtdUnit
@@ -33,8 +34,7 @@ class XenAmdviDriver(PatientDriver, AmdviDriver):
         super().start(fault_vector=fault_vector)
         self.unit.write_field("Control", "InvTimeOut", 0)
 
-    @staticmethod
-    def _blocked(domain_id: int = 0) -> bytes:
+    def _blocked(self, domain_id: int = 0) -> bytes:
         """Every request that needs a walk is refused (AMD-Vi 4.3)."""
         return DeviceTableEntry.build(v=1, domain_id=domain_id)
 

@@ -178,7 +178,9 @@ def test_transfer_with_pasid_does_not_use_what_came_without() -> None:
     bench = ats_bench(pasid=True)
     port, _ = ats_port(bench)
     port.read(PAGE, 1)
-    assert port.transfer(READ, PAGE, 1, pasid=5).fault == 0x31  # RTA.2, of its translation request
+    assert port.transfer(READ, PAGE, 1, pasid=5).fault == 0x31  # RTA.2
+    (record,) = bench.records()
+    assert record.at == AddressType.TRANSLATION_REQUEST
 
 
 def test_transfer_with_ats_disabled_is_untranslated() -> None:
@@ -256,6 +258,17 @@ def test_translation_request_of_another_length_is_malformed(length: int) -> None
     with pytest.raises(ValueError, match="transfer of range"):
         port.transfer(READ, PAGE, length, at=AddressType.TRANSLATION_REQUEST)
     assert counts(bench) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "left"), [(PAGE + 0xFFF, PAGE + 0xFFF, 0), (PAGE + 0x1000, 1 << 63, 1)]
+)
+def test_drop_takes_what_shares_a_byte(first: int, last: int, left: int) -> None:
+    bench = ats_bench()
+    port, tlb = ats_port(bench)
+    port.read(PAGE, 1)
+    tlb.drop(first, last)
+    assert len(tlb.entries()) == left
 
 
 def test_disabling_empties() -> None:

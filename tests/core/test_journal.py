@@ -119,7 +119,7 @@ def test_journal_tells_a_device_tlb_and_whether_it_is_on(bench: Bench, on: bool)
     tlb = bench.port().add_device_tlb(CacheGeometry(4, 2).parameters(), Answer.NEVER, 9, 3)
     tlb.enable(on)
     told = rows(Journal(bench.machine), RecordKind.ATS, RecordKind.ATS_ENABLE)
-    made = (RecordKind.ATS, Answer.NEVER, 0, 0, 9, 3, 4 | 2 << 32)
+    made = (RecordKind.ATS, Answer.NEVER, 0, 0, 9, 3, 4 | 2 << 32, 1 << 32)  # seed 1
     assert told == [made, (RecordKind.ATS_ENABLE, 1, 0, 0)][: 1 + on]
 
 

@@ -3,12 +3,13 @@
 import pytest
 
 from iommu_emu import Machine
-from iommu_emu.devices.nic import Mapping, Nic, NicDriver, Untranslated
+from iommu_emu.devices.driver import Buffer
+from iommu_emu.devices.nic import Nic, NicDriver, Untranslated
 from iommu_emu.devices.nic.descriptors import DESCRIPTOR
 
 PAGE = 4096
 MEMORY = range(4 << 20, 5 << 20)
-RINGS = [Mapping(3 << 20, 3 << 20, PAGE), Mapping((3 << 20) + PAGE, (3 << 20) + PAGE, PAGE)]
+RINGS = [Buffer(3 << 20, 3 << 20, PAGE), Buffer((3 << 20) + PAGE, (3 << 20) + PAGE, PAGE)]
 ENTRIES = 16
 
 
@@ -66,7 +67,7 @@ def test_nic_driver_works_with_rings_that_it_is_given(start):
     driver.stop()
 
 
-@pytest.mark.parametrize("rings", [RINGS[:1], [RINGS[0], Mapping(0, 0, PAGE // 64)]])
+@pytest.mark.parametrize("rings", [RINGS[:1], [RINGS[0], Buffer(0, 0, PAGE // 64)]])
 def test_nic_driver_rejects_rings_that_are_too_few_or_small(start, rings):
     size = DESCRIPTOR.size * ENTRIES
     with pytest.raises(ValueError, match=f"rings must be two of {size} bytes or more"):

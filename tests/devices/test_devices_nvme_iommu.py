@@ -8,7 +8,8 @@ from nvme_bed import BLOCK, IOVA, MEMORY, PAGE, UNMAPPED, Bed, pattern
 
 from iommu_emu import Status
 from iommu_emu.core import Access, Completion, CompletionDetails
-from iommu_emu.devices.nvme.driver import Buffer, QueuePair
+from iommu_emu.devices.driver import Buffer
+from iommu_emu.devices.nvme.driver import QueuePair
 from iommu_emu.devices.nvme.specification import AdminOpcode, NvmOpcode, StatusCode
 
 CFS = 2
@@ -129,7 +130,7 @@ def test_nvme_queue_goes_on_at_0_behind_the_last_address():
     domain.map((1 << 64) - PAGE, memory.physical, PAGE)
     domain.map(0, memory.physical + PAGE, PAGE)
     bed.iommu.attach(domain, bed.nvme.address)
-    queue = Buffer((1 << 64) - PAGE, memory.physical, 2 * PAGE)
+    queue = Buffer(memory.physical, (1 << 64) - PAGE, 2 * PAGE)
     pair = QueuePair(2, 128, queue, bed.io.completion)
     size = 127 << 16 | 2
     assert bed.admin(AdminOpcode.CREATE_SQ, prp1=queue.iova, cdw10=size, cdw11=1 << 16 | 1).ok

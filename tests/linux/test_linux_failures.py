@@ -391,3 +391,22 @@ def test_boot_goes_on_where_reserved_memory_makes_no_sense(iommu, first, last):
     assert set(linux.devices) == {other}
     assert "" not in [line.text for line in linux.log]
     assert linux.leaks()["mapped pages"] == 0
+
+
+def test_group_that_goes_flushes_the_list_of_all(iommu):
+    bed = Bed(iommu, LAZY, queue=GLOBAL_LIST)
+    other = MaliciousDevice("other")
+    bed.plug(other)
+    iova = bed.dma.map_single(bed.device, 0x60_0000, PAGE, TO)
+    assert bed.evil.read(iova, 4).ok
+    bed.dma.unmap_single(bed.device, iova, PAGE, TO)
+    bed.linux.remove(other)
+    assert (bed.evil.read(iova, 4).ok, bed.linux.leaks()["iovas"]) == (False, 0)
+
+
+@pytest.mark.parametrize(("queue", "cached"), [(GLOBAL_LIST, 0), (SINGLE, 1)])
+def test_list_of_all_is_older_than_magazines(iommu, queue, cached):
+    bed = Bed(iommu, LAZY, queue=queue)
+    bed.dma.unmap_single(bed.device, bed.dma.map_single(bed.device, 0x60_0000, PAGE, TO), PAGE, TO)
+    bed.machine.clock.advance(SECOND)
+    assert bed.device.domain.iovas.cached == cached

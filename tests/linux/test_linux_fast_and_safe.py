@@ -97,3 +97,21 @@ def test_batch_that_fails_in_its_second_range_leaves_nothing(iommu):
     with pytest.raises(DmaMappingError, match="no page table for it"):
         bed.dma.map_batch(bed.device, [*pages(64), (1 << 52, PAGE)], FROM)
     assert bed.linux.leaks() == before
+
+
+def test_nothing_waits_in_a_lazy_domain_either(iommu):
+    bed = Bed(iommu, "iommu.strict=0", dma_api=FastAndSafe)
+    iova = bed.dma.map_single(bed.device, 0x60_0000, PAGE, FROM)
+    assert bed.evil.write(iova, b"x").ok
+    bed.dma.unmap_single(bed.device, iova, PAGE, FROM)
+    assert not bed.evil.write(iova, b"x").ok
+
+
+def test_batch_for_a_device_that_is_not_trusted_is_bounced_one_by_one(iommu):
+    bed = Bed(iommu, dma_api=FastAndSafe, external=True)
+    buffers = [(bed.buffer(size=512), 512) for _ in range(3)]
+    iovas = bed.dma.map_batch(bed.device, buffers, FROM)
+    assert bed.evil.write(iovas[1], b"came").ok
+    bed.dma.unmap_batch(bed.device, [(iova, 512) for iova in iovas], FROM)
+    assert bed.memory(buffers[1][0], 4) == b"came"
+    assert (bed.linux.leaks()["slots"], bed.linux.leaks()["iovas"]) == (0, 0)

@@ -11,6 +11,7 @@ from iommu_emu.linux.parameters import Parameters
         ("iommu.strict=y", "strict", True),
         ("iommu.strict=off", "strict", False),
         ("iommu.strict=on", "strict", True),
+        ("iommu.strict=yes", "strict", True),
         ("intel_iommu=on,strict", "strict", True),
         ("amd_iommu=fullflush", "strict", True),
         ("quiet", "strict", None),

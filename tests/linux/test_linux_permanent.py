@@ -141,3 +141,11 @@ def test_buffer_that_is_in_a_chunk_in_part_only_is_mapped_as_ever(bed):
     iova = bed.dma.map_single(bed.device, across, 2 * PAGE, TO)
     bed.dma.unmap_single(bed.device, iova, 2 * PAGE, TO)
     assert not bed.evil.read(iova, 4).ok
+
+
+def test_memory_behind_a_chunk_is_freed_as_ever(bed):
+    first = bed.dma.alloc_buffer(bed.device, 64 * KIB)
+    behind = bed.linux.memory.alloc_pages(16, "evil")
+    assert behind == first + 64 * KIB
+    bed.dma.free_buffer(bed.device, behind)
+    assert bed.linux.leaks()["allocated pages"] == 16

@@ -177,3 +177,13 @@ def test_bridge_has_room_for_two_bars():
 def test_bridge_bar_where_its_bus_numbers_are_is_an_error(bar):
     with pytest.raises(ValueError, match="BARs of a bridge must be 0 and 1, not"):
         Bridge("bridge", bars=(bar,))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"), [((256, 0), "secondary must be"), ((1, -1), "subordinate must be")]
+)
+def test_bridge_bus_number_out_of_range_is_an_error(machine, numbers, message):
+    bridge = machine.attach(Bridge("bridge"))
+    with pytest.raises(ValueError, match=message):
+        bridge.set_bus_numbers(*numbers)
+    assert (bridge.secondary_number, bridge.subordinate_number) == (1, 1)

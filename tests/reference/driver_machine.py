@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from iommu_emu.amdvi.driver import AmdviDriver
 from iommu_emu.amdvi.unit import AmdviConfig, AmdviUnit
 from iommu_emu.core import Access, IotlbLookup, NotRamError, Request
-from iommu_emu.driver import Domain, Driver
+from iommu_emu.domain import Domain
+from iommu_emu.driver import Driver
 from iommu_emu.machine import Machine
 from iommu_emu.reference import Walker
 from iommu_emu.reference import amdvi as amdvi_reference

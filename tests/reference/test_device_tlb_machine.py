@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from driver_machine import DEVICES, FRAMES, IOVAS, DriverMachine
+from driver_machine import DEVICES, FRAMES, IOVAS, SIZES, DriverMachine
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from iommu_emu.core import AddressType, Completion, IotlbLookup, Outcome, Request, Status
 from iommu_emu.geometry import CacheGeometry
@@ -38,6 +38,7 @@ class DeviceTlbMachine(DriverMachine):
         self.ports = {device: core.create_port(0, device) for device in DEVICES}
         for port in self.ports.values():
             port.add_device_tlb(TINY.parameters()).enable()
+        self.used: list[tuple[int, int, int]] = []
 
     device = st.sampled_from(DEVICES)
     iova = st.sampled_from(IOVAS)
@@ -52,6 +53,7 @@ class DeviceTlbMachine(DriverMachine):
         """Switch a device-TLB; off, it is empty (pci 3.1)."""
         self.ports[device].device_tlb.enable(on)
         if not on:
+            assert self.ports[device].device_tlb.entries() == []
             self.oracle.invalidate_device_tlb(device)
 
     @rule(device=device, iova=iova, size=st.sampled_from([None, 4096, 0x20_0000]))
@@ -59,10 +61,10 @@ class DeviceTlbMachine(DriverMachine):
         self.driver.invalidate_device_tlb(device, iova, size)
         self.driver.wait()
 
-    @rule(device=device, iova=iova)
-    def ask(self, device, iova) -> None:
-        """Ask the unit for a translation, as a device would; it goes into no device-TLB."""
-        request = Request(iova, requester=device, at=AddressType.TRANSLATION_REQUEST)
+    @rule(device=device, iova=iova, at=st.sampled_from(list(AddressType)[1:3]))
+    def ask(self, device, iova, at) -> None:
+        """Ask the unit for a translation, or forge one; neither is the device-TLB's."""
+        request = Request(iova, requester=device, at=at)
         allowed = self.oracle.allowed(request)
         result = self.driver.unit.core.translate(request)
         self.driver.faults()
@@ -92,8 +94,36 @@ class DeviceTlbMachine(DriverMachine):
             return Status.UNSUPPORTED_REQUEST
         return self.driver.memory.read(answer.address, 8)
 
+    @rule(
+        domain=st.sampled_from([0, 1]),
+        device=device,
+        iova=iova,
+        size=st.sampled_from(SIZES),
+        which=st.integers(0, len(TARGETS) - 1),
+        permissions=st.sampled_from(["rw", "w"]),
+        small=st.booleans(),
+    )
+    def use(self, domain, device, iova, size, which, permissions, small) -> None:
+        """Map a range, and have its first and its last page in a device's device-TLB."""
+        self.attach_with_ats(domain, device, False)
+        self.map(domain, iova, size, which, permissions, small, False)
+        self.used.append((domain, iova, size))
+        self.read_ends(device, iova, size)
+
+    @precondition(lambda self: self.used)
+    @rule(which=st.integers(0, 63), device=device, forget=st.booleans())
+    def use_no_more(self, which, device, forget) -> None:
+        """Unmap what was in use; a device tries it all the same."""
+        domain, iova, size = self.used.pop(which % len(self.used))
+        self.unmap(domain, iova, size, forget)
+        self.read_ends(device, iova, size)
+
+    def read_ends(self, device: int, iova: int, size: int) -> None:
+        self.read_memory(device, iova)
+        self.read_memory(device, iova + size - 4096)
+
     @precondition(lambda self: not self.careless)
-    @rule()
+    @invariant()
     def no_device_tlb_is_stale(self) -> None:
         for device, port in self.ports.items():
             for entry in port.device_tlb.entries():

@@ -4,7 +4,7 @@ import pytest
 
 from iommu_emu.scenarios import registry
 from iommu_emu.scenarios.result import FOREVER
-from iommu_emu.scenarios.runner import run
+from iommu_emu.scenarios.runner import NO_WORKLOAD, run
 from iommu_emu.timeline import EventKind
 
 SCENARIO = registry.load("ats-bypass")
@@ -22,7 +22,7 @@ def results():
     return {
         (iommu, row.policy, row.attack): row
         for iommu in ("vtd", "amdvi")
-        for row in run(SCENARIO, iommu=iommu).rows
+        for row in run(SCENARIO, iommu=iommu, workload=NO_WORKLOAD).rows
     }
 
 

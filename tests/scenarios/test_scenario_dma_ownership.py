@@ -6,7 +6,7 @@ from iommu_emu import policies
 from iommu_emu.policies import LinuxPolicy
 from iommu_emu.scenarios import registry
 from iommu_emu.scenarios.result import FOREVER
-from iommu_emu.scenarios.runner import run
+from iommu_emu.scenarios.runner import NO_WORKLOAD, run
 
 SCENARIO = registry.load("dma-ownership")
 OLD, NEW = "vfio-notifier", "vfio-ownership"
@@ -19,7 +19,7 @@ def iommu(request):
 
 @pytest.fixture(scope="module")
 def rows(iommu):
-    result = run(SCENARIO, iommu=iommu)
+    result = run(SCENARIO, iommu=iommu, workload=NO_WORKLOAD)
     return {(row.policy, row.attack): row for row in result.rows}
 
 
@@ -97,7 +97,7 @@ def test_ownership_policy_names_source_and_objection(name):
 
 
 def test_ownership_is_the_same_whatever_the_seed(rows, iommu):
-    again = run(SCENARIO, iommu=iommu, seed=7)
+    again = run(SCENARIO, iommu=iommu, seed=7, workload=NO_WORKLOAD)
     assert {(row.policy, row.attack): row.outcome for row in again.rows} == {
         key: row.outcome for key, row in rows.items()
     }

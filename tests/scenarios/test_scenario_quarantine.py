@@ -7,7 +7,7 @@ from iommu_emu.scenarios import registry
 from iommu_emu.scenarios.laboratory import RAM
 from iommu_emu.scenarios.quarantine import MODES, UNFIXED, VICTIM
 from iommu_emu.scenarios.result import FOREVER
-from iommu_emu.scenarios.runner import run
+from iommu_emu.scenarios.runner import NO_WORKLOAD, run
 from iommu_emu.timeline import EventKind
 from iommu_emu.vtd.driver import VtdDriver
 from iommu_emu.xen.advisory import Advisory
@@ -23,7 +23,7 @@ def results():
     return {
         (iommu, row.policy, row.attack): row
         for iommu in IOMMUS
-        for row in run(SCENARIO, iommu=iommu).rows
+        for row in run(SCENARIO, iommu=iommu, workload=NO_WORKLOAD).rows
     }
 
 

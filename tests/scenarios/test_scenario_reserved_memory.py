@@ -6,7 +6,7 @@ from iommu_emu import policies
 from iommu_emu.linux.reserved_regions import KernelAge
 from iommu_emu.scenarios import registry
 from iommu_emu.scenarios.result import FOREVER
-from iommu_emu.scenarios.runner import run
+from iommu_emu.scenarios.runner import NO_WORKLOAD, run
 
 SCENARIO = registry.load("reserved-memory")
 UNCHECKED, MAPPED, EXCLUDED = "rmrr-unchecked", "rmrr-mapped", "rmrr-excluded"
@@ -19,7 +19,7 @@ def results():
     return {
         (iommu, row.policy, row.attack): row
         for iommu in ("vtd", "amdvi")
-        for row in run(SCENARIO, iommu=iommu).rows
+        for row in run(SCENARIO, iommu=iommu, workload=NO_WORKLOAD).rows
     }
 
 

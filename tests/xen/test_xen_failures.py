@@ -6,15 +6,15 @@ Whatever is refused changes nothing, and at the end everything is free again.
 import random
 
 import pytest
-from xen_bed import FIRMWARE, OTHER_RAM, RAM, Bed
+from xen_bed import FIRMWARE, FRAMES, OTHER_RAM, RAM, Bed
 
 from iommu_emu import Bridge
 from iommu_emu.devices import MaliciousDevice
 from iommu_emu.pci.capabilities import PortType
 from iommu_emu.refused import RefusedError
-from iommu_emu.xen import Xen
+from iommu_emu.xen import Xen, hypervisor
 
-STEPS = 60
+STEPS = 90
 GUEST_SIZE = 0x1_0000
 GUEST_RAM = [RAM.start + number * 0x80_0000 for number in range(1, 4)]
 SECRET = b"of the hardware domain's"
@@ -75,8 +75,8 @@ class Run:
 
     def create(self):
         start = self.random.choice((*GUEST_RAM, *GUEST_RAM, 0, 123, RAM.stop))
-        size = self.random.choice((GUEST_SIZE, GUEST_SIZE, 0, -0x1000, 100))
-        gfn = self.random.choice((None, None, FIRMWARE >> 12, -1, 1 << 60))
+        size = self.random.choice((*[GUEST_SIZE] * 5, 0, -0x1000, 100))
+        gfn = self.random.choice((*[None] * 5, FIRMWARE >> 12, -1, 1 << 60))
         guest = self.xen.create_domain("guest", range(start, start + size), gfn)
         self.guests[guest] = start
 
@@ -138,7 +138,7 @@ class Run:
     def step(self):
         """Do something, now and then with few frames left; nothing has changed if it fails."""
         calls = (self.create, self.assign, self.deassign, self.destroy, self.plug, self.unplug)
-        call = self.random.choices(calls, (4, 8, 4, 1, 3, 1))[0]
+        call = self.random.choices(calls, (4, 8, 5, 1, 3, 1))[0]
         frames, left = self.driver.frames, self.random.choice((0, 1, 2, 4, 1 << 20, 1 << 20))
         taken = [frames.take() for _ in range(frames.available - left)]
         before = self.state()
@@ -218,14 +218,31 @@ def test_device_that_leaves_does_not_take_a_shared_requester_id_along(bed):
     assert second.read(RAM.start, 4).ok
 
 
-def test_domain_ids_begin_anew_after_the_last_one(bed):
+def test_device_that_leaves_a_guest_takes_its_reserved_memory_along(bed):
+    bed.reserve()
+    bed.boot()
+    guest = bed.give()
+    bed.xen.remove(bed.device)
+    assert list(guest.identity) == []
+
+
+def test_hardware_domain_loses_the_memory_of_each_guest(bed):
+    xen = bed.boot("dom0-iommu=strict")
+    for start in GUEST_RAM:
+        xen.create_domain("guest", range(start, start + GUEST_SIZE))
+    places = [start + offset for start in GUEST_RAM for offset in (-0x1000, 0, GUEST_SIZE)]
+    assert [bed.reaches(place) for place in places] == [True, False, True] * 3
+
+
+def test_domain_ids_begin_anew_after_the_last_one(bed, monkeypatch):
+    monkeypatch.setattr(hypervisor, "FIRST_RESERVED", 4)
     xen = bed.boot()
     kept = bed.guest()
     numbers = []
-    for _ in range(0x7FF0 - 1):
+    for _ in range(4):
         numbers.append(xen.create_domain("short-lived", OTHER_RAM).number)
         xen.destroy_domain(xen.guests[numbers[-1]])
-    assert (kept.number, numbers[0], numbers[-2:]) == (1, 2, [0x7FEF, 2])
+    assert (kept.number, numbers) == (1, [2, 3, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -240,3 +257,19 @@ def test_domain_ids_begin_anew_after_the_last_one(bed):
 def test_frames_that_make_no_sense_are_refused(bed, frames, message):
     with pytest.raises(ValueError, match=message):
         Xen(bed.machine, frames=frames, ram=RAM)
+
+
+@pytest.mark.parametrize("ram", [range(0x100_0800, 0x200_0000), range(0x200_0000, 0x100_0000)])
+def test_ram_that_makes_no_sense_is_refused(bed, ram):
+    with pytest.raises(ValueError, match="ram must be a page-aligned range"):
+        Xen(bed.machine, frames=FRAMES, ram=ram)
+
+
+def test_reserved_memory_in_the_way_is_logged_with_its_error_number(bed):
+    bed.reserve()
+    xen = bed.boot()
+    guest = xen.create_domain("guest", range(RAM.start, RAM.start + GUEST_SIZE), FIRMWARE >> 12)
+    guest.table(*xen.drivers.values())
+    with pytest.raises(RefusedError, match="EBUSY"):
+        xen.assign(bed.device, guest)
+    assert bed.lines == ["(XEN) d1: assign (0000:00:02.0) failed (-16)"]

@@ -4,7 +4,10 @@ import pytest
 from xen_bed import RAM, Bed
 
 from iommu_emu.amdvi.structures import DeviceTableEntry
+from iommu_emu.core import Access, AddressType
 from iommu_emu.pci.function import BUS_MASTER, COMMAND
+from iommu_emu.vtd.faults import FaultRecord
+from iommu_emu.xen.fault_log import fault_lines
 
 
 @pytest.fixture
@@ -79,3 +82,23 @@ def test_move_forgives_faults(quarantined):
     quarantined.xen.faults()
     quarantined.xen.deassign(quarantined.device)
     assert quarantined.xen.device(quarantined.device).fault_count == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "address", "first", "kind"),
+    [
+        (0x0D, 0x1000, "DMAR:[DMA Read] Request device [0000:00:02.0] fault addr 1000", "DMAR"),
+        (0x0E, 0x1000, "UNKNOWN: Request device [0000:00:02.0] fault addr 1000", "UNKNOWN"),
+        (0x1F, 0, "UNKNOWN: Request device [0000:00:02.0] fault addr 0", "UNKNOWN"),
+        (0x20, 7 << 48, "INTR-REMAP: Request device [0000:00:02.0] fault index 7", "INTR-REMAP"),
+        (0x26, 0, "INTR-REMAP: Request device [0000:00:02.0] fault index 0", "INTR-REMAP"),
+        (0x27, 0, "UNKNOWN: Request device [0000:00:02.0] fault addr 0", "UNKNOWN"),
+    ],
+)
+def test_fault_of_vtd_is_of_one_of_three_kinds(code, address, first, kind):
+    bed = Bed("vtd")
+    (driver,) = bed.boot().drivers.values()
+    fault = FaultRecord(0x0010, address, Access.READ, code, AddressType.UNTRANSLATED, None, 0, 0)
+    lines = fault_lines(driver, fault)
+    assert lines[0] == f"[VT-D]{first}"
+    assert lines[1].startswith(f"[VT-D]{kind}: reason {code:02x} - ")

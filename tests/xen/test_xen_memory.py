@@ -3,10 +3,10 @@
 import pytest
 from xen_bed import GUEST_RAM, OTHER_RAM
 
-from iommu_emu.xen.domain import Mapping
+from iommu_emu.xen.domain import MemoryRange
 
 PAGE = 0x1000
-NEW = Mapping(OTHER_RAM.start, OTHER_RAM.start, PAGE)
+NEW = MemoryRange(OTHER_RAM.start, OTHER_RAM.start, PAGE)
 
 
 @pytest.fixture
@@ -44,10 +44,13 @@ def test_memory_that_is_added_before_a_device_comes_is_reached_after(bed):
 @pytest.mark.parametrize(
     ("mapping", "reason"),
     [
-        (Mapping(OTHER_RAM.start, OTHER_RAM.start, PAGE - 1), "mapping must be of whole pages"),
-        (Mapping(OTHER_RAM.start, OTHER_RAM.start, 0), "mapping must be of whole pages"),
-        (Mapping(GUEST_RAM.start, OTHER_RAM.start, PAGE), "d1 has memory at 0x2000000..0x2001000"),
-        (Mapping(1 << 60, OTHER_RAM.start, PAGE), "map must stay in"),
+        (MemoryRange(OTHER_RAM.start, OTHER_RAM.start, PAGE - 1), "mapping must be of whole pages"),
+        (MemoryRange(OTHER_RAM.start, OTHER_RAM.start, 0), "mapping must be of whole pages"),
+        (
+            MemoryRange(GUEST_RAM.start, OTHER_RAM.start, PAGE),
+            "d1 has memory at 0x2000000..0x2001000",
+        ),
+        (MemoryRange(1 << 60, OTHER_RAM.start, PAGE), "map must stay in"),
     ],
 )
 def test_memory_that_cannot_be_added_changes_nothing(bed, guest, mapping, reason):

@@ -70,3 +70,10 @@ def test_phantom_functions_of_others_are_not_this_devices(bed):
 def test_phantom_functions_are_the_hardware_domains_at_boot(bed, phantoms):
     bed.boot("pci-phantom=0:2,1")
     assert bed.reaches(RAM.start, requester=phantoms[0])
+
+
+@pytest.mark.parametrize(("where", "expected"), [("00:05.1", [0x2B, 0x2D, 0x2F]), ("00:05.3", [])])
+def test_phantom_functions_begin_behind_the_function(bed, where, expected):
+    later = bed.machine.attach(MaliciousDevice("later"), where)
+    xen = bed.boot("pci-phantom=0:5,2")
+    assert xen.device(later).phantoms == expected

@@ -176,6 +176,16 @@ def test_scratch_keeps_reserved_memory_where_it_is(bed):
     assert bed.machine.memory.read(FIRMWARE + 0x1000, 4) == bytes(4)
 
 
+@pytest.mark.parametrize("distance", [0x1000, 1 << 21, 1 << 30, 1 << 39])
+def test_scratch_is_around_reserved_memory_as_well(bed, distance):
+    bed.reserve()
+    xen = bed.boot("iommu=quarantine=scratch-page")
+    bed.give()
+    xen.deassign(bed.device)
+    assert bed.write(FIRMWARE + distance).ok
+    assert bed.read(FIRMWARE + 2 * distance).data == b"data"
+
+
 def test_scratch_keeps_large_reserved_memory_where_it_is(bed):
     bed.reserve(0x320_0000, 0x20_0000)  # one large page
     bed.boot(SCRATCH)

@@ -175,6 +175,7 @@ def test_xsa_386_leaves_a_device_with_its_guest():
     xen.deassign(bed.device)
     assert xen.device(bed.device).owner is guest
     assert bed.reaches(GUEST_RAM.start)
+    assert not bed.reaches(FIRMWARE)
 
 
 def test_xsa_386_leaves_a_device_with_freed_page_tables():
