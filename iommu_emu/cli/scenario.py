@@ -59,7 +59,7 @@ examples:
   iommu-emu scenario list                                    scenarios, policies, devices
   iommu-emu scenario run deferred-invalidation               every policy, on VT-d
   iommu-emu scenario run bounce-buffer --iommu both --html report.html
-  iommu-emu scenario run all --policy linux-lazy --policy linux-strict
+  iommu-emu scenario run all --policy linux-lazy linux-strict
   iommu-emu scenario run bounce-buffer --policy ./mine.py    a policy of your own
   iommu-emu scenario expectations                            what each policy must do
 """
@@ -173,16 +173,18 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--policy",
         metavar="POLICY",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
-        help="only this one, by name or your own file; can be repeated (default: the scenario's)",
+        help="only these, by name or your own file (default: the scenario's)",
     )
     parser.add_argument(
         "--attack",
         metavar="ATTACK",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
-        help="only this one, and no workload; can be repeated (default: all of the scenario)",
+        help="only these, and no workload (default: all of the scenario)",
     )
     parser.add_argument(
         "--workload",

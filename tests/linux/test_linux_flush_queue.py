@@ -1,4 +1,4 @@
-"""Linux's flush queues: which entry is released by which flush, and when (os-behaviour 4.1)."""
+"""Linux's flush queues: which entry is released by which flush, and when (os 4.1)."""
 
 from __future__ import annotations
 

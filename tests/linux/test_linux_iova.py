@@ -1,4 +1,4 @@
-"""Linux's IOVA allocator: which address comes next (os-behaviour 4.2)."""
+"""Linux's IOVA allocator: which address comes next (os 4.2)."""
 
 from __future__ import annotations
 

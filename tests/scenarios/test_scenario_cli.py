@@ -349,3 +349,15 @@ def test_installed_command_has_what_it_needs(tmp_path):
     )  # fmt: skip
     assert run.stderr == ""
     assert (tmp_path / "r.html").stat().st_size > 10_000
+
+
+def test_policies_and_attacks_are_lists(capsys):
+    policies = ("--policy", "linux-strict", "linux-untrusted", "--policy", "shadow-copy")
+    attacks = ("--attack", "sub-page-read", "sub-page-write")
+    assert main(["scenario", "run", "bounce-buffer", *policies, *attacks, "--json", "-"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"][0]["rows"]
+    assert [(row["policy"], row["attack"]) for row in rows] == [
+        (policy, attack)
+        for policy in ("linux-strict", "linux-untrusted", "shadow-copy")
+        for attack in ("sub-page-read", "sub-page-write")
+    ]
