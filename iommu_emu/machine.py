@@ -272,7 +272,7 @@ class Machine:
 
         Raises:
             ValueError: if there is no such bus, or something is at the address.
-            StateError: if the function is attached already.
+            StateError: if the function is attached already, or the bridge is not.
         """
         if function.attached:
             raise StateError(f"{function!r} is attached already")
@@ -347,6 +347,8 @@ class Machine:
 
     def _place(self, address: str | int | None, under: Bridge | None) -> tuple[Bus, int]:
         if under is not None:
+            if not under.attached or under.machine is not self:
+                raise StateError(f"{under!r} is not attached to this machine: attach it first")
             if address is None:
                 return under.secondary, _free_device(under.secondary, 0)
             if not isinstance(address, int) or not 0 <= address <= 0xFF:

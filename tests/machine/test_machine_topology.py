@@ -1,6 +1,6 @@
 import pytest
 
-from iommu_emu import Bridge, Device, PortType, Status
+from iommu_emu import Bridge, Device, Machine, PortType, Status
 from iommu_emu.core import StateError
 from iommu_emu.pci.address import format_requester, parse_address, requester_id
 from iommu_emu.pci.capabilities import Acs
@@ -123,6 +123,26 @@ def test_topology_attach_twice_is_refused(machine):
     device = machine.attach(Device())
     with pytest.raises(StateError, match="attached already"):
         machine.attach(device)
+
+
+def test_topology_attach_below_a_bridge_that_is_nowhere_is_refused():
+    device = Device()
+    with pytest.raises(StateError, match="'loose'.* is not attached to this machine"):
+        Machine().attach(device, under=Bridge("loose"))
+    assert not device.attached
+
+
+def test_topology_attach_below_a_bridge_of_another_machine_is_refused():
+    bridge = Machine().attach(Bridge("elsewhere"))
+    with pytest.raises(StateError, match="'elsewhere'.* is not attached to this machine"):
+        Machine().attach(Device(), under=bridge)
+
+
+def test_topology_attach_of_a_bridge_below_itself_is_refused():
+    bridge = Bridge("ouroboros")
+    with pytest.raises(StateError, match="'ouroboros'.* is not attached to this machine"):
+        Machine().attach(bridge, under=bridge)
+    assert not bridge.attached
 
 
 def test_topology_a_bridge_is_no_endpoint():
