@@ -127,20 +127,20 @@ def test_topology_attach_twice_is_refused(machine):
 
 def test_topology_attach_below_a_bridge_that_is_nowhere_is_refused():
     device = Device()
-    with pytest.raises(StateError, match="'loose'.* is not attached to this machine"):
+    with pytest.raises(StateError, match=r"'loose'.* is not attached to this machine"):
         Machine().attach(device, under=Bridge("loose"))
     assert not device.attached
 
 
 def test_topology_attach_below_a_bridge_of_another_machine_is_refused():
     bridge = Machine().attach(Bridge("elsewhere"))
-    with pytest.raises(StateError, match="'elsewhere'.* is not attached to this machine"):
+    with pytest.raises(StateError, match=r"'elsewhere'.* is not attached to this machine"):
         Machine().attach(Device(), under=bridge)
 
 
 def test_topology_attach_of_a_bridge_below_itself_is_refused():
     bridge = Bridge("ouroboros")
-    with pytest.raises(StateError, match="'ouroboros'.* is not attached to this machine"):
+    with pytest.raises(StateError, match=r"'ouroboros'.* is not attached to this machine"):
         Machine().attach(bridge, under=bridge)
     assert not bridge.attached
 
